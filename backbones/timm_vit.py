@@ -1,0 +1,239 @@
+"""Any plain VisionTransformer of timm: ViT, DeiT (distilled too), AugReg, MAE, CLIP, SigLIP, DINOv2, with registers, LayerScale,
+qk-norm, any pooling (Wightman, github.com/huggingface/pytorch-image-models).
+
+The model is run from outside, block by block, in two halves; nothing in it is changed.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import attention as timm_attention
+from timm.layers.attention_pool import AttentionPoolLatent
+from timm.models import vision_transformer as timm_vits
+from timm.models.deit import VisionTransformerDistilled
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tokred import BACKBONES, Attention, Backbone, Tokens, Widths
+from tokred.attention import attend
+from tokred.preprocess import Preprocess
+from tokred.weights import load_strictly, read_state
+
+PREFIX = "timm/"
+
+
+@BACKBONES.register("timm_vit")
+class TimmViT(Backbone):
+    """Around a timm model, whose parameters it shares: images (B, 3, H, W) to what the model gives."""
+
+    prefixes = (PREFIX,)
+
+    def __init__(self, vit: timm_vits.VisionTransformer):
+        super().__init__()
+        _refuse_what_cannot_be_cut(vit)
+        self.vit = vit
+        self.depth = len(vit.blocks)
+        self.prefix, self.has_cls = vit.num_prefix_tokens, vit.has_class_token
+        self.num_tokens = vit.patch_embed.num_patches + self.prefix
+        self.sample_shape = (3, *vit.patch_embed.img_size)
+        self.grid = (1, *vit.patch_embed.grid_size)
+        _prove_halves(self)
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return [PREFIX + name for name in timm.list_models(module="vision_transformer") + timm.list_models(module="deit")]
+
+    @classmethod
+    def build(cls, name: str, *, weights: str | None = None, **sizes: Any) -> "TimmViT":
+        name = name.removeprefix(PREFIX)
+        if not timm.is_model(name):
+            near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+            raise ValueError(f"timm has no model {name!r}; it has, for one, {', '.join(near) or 'vit_base_patch16_224'}")
+        try:
+            model = timm.create_model(name, pretrained=weights == "pretrained", **sizes)
+        except TypeError as error:
+            raise ValueError(f"{name} does not take {sizes}: {error}") from error
+        except Exception as error:  # the hub client raises many kinds, of its own and of the libraries below it
+            if weights != "pretrained":
+                raise
+            raise ValueError(
+                f"the pretrained weights of {name} could not be had ({type(error).__name__}); without a network, give "
+                "weights=PATH of a file fetched elsewhere, or weights=random"
+            ) from error
+        backbone = cls.wrap(model)
+        if weights not in (None, "pretrained", "random"):
+            state = timm_vits.checkpoint_filter_fn(read_state(weights), model)
+            load_strictly(model, state, Path(weights))
+        return backbone
+
+    @classmethod
+    def adapts(cls, model: nn.Module) -> bool:
+        return any(base.__module__.startswith("timm.models.") for base in type(model).__mro__)
+
+    @classmethod
+    def wrap(cls, model: nn.Module) -> "TimmViT":
+        return cls(model)  # type: ignore[arg-type]  # __init__ refuses what is none
+
+    def embed(self, inputs: Tensor) -> Tokens:
+        if tuple(inputs.shape[1:]) != self.sample_shape:
+            raise ValueError(f"images must be (B, {', '.join(map(str, self.sample_shape))}); got {tuple(inputs.shape)}")
+        vit = self.vit
+        return Tokens(vit.norm_pre(vit._pos_embed(vit.patch_embed(inputs))), prefix=self.prefix, grid=self.grid)
+
+    def attend(
+        self,
+        layer: int,
+        tokens: Tokens,
+        bias_BN: Tensor | None = None,
+        *,
+        statistics: Sequence[str] = (),
+        biased_statistics: bool = True,
+    ) -> tuple[Tokens, Attention]:
+        block, x_BNC = self.vit.blocks[layer], tokens.x_BNC
+        asked = {"statistics": statistics, "biased_statistics": biased_statistics}
+        if isinstance(block, timm_vits.ResPostBlock):
+            y_BNC, attention = _attention(block.attn, x_BNC, bias_BN=bias_BN, valid_BN=tokens.valid_BN, **asked)
+            return tokens.with_x(x_BNC + block.drop_path1(block.norm1(y_BNC))), attention
+        y_BNC, attention = _attention(block.attn, block.norm1(x_BNC), bias_BN=bias_BN, valid_BN=tokens.valid_BN, **asked)
+        return tokens.with_x(x_BNC + block.drop_path1(block.ls1(y_BNC))), attention
+
+    def feedforward(self, layer: int, tokens: Tokens) -> Tokens:
+        block, x_BNC = self.vit.blocks[layer], tokens.x_BNC
+        if isinstance(block, timm_vits.ResPostBlock):
+            return tokens.with_x(x_BNC + block.drop_path2(block.norm2(block.mlp(x_BNC))))
+        return tokens.with_x(x_BNC + block.drop_path2(block.ls2(block.mlp(block.norm2(x_BNC)))))
+
+    def normed(self, tokens: Tokens) -> Tokens:
+        return tokens.with_x(self.vit.norm(tokens.x_BNC))
+
+    def head(self, tokens: Tokens) -> Tensor:
+        vit, tokens = self.vit, self.normed(tokens)
+        if vit.global_pool != "avg" or vit.attn_pool is not None:
+            if tokens.valid_BN is not None and vit.global_pool != "token":
+                raise ValueError(f"pooling {vit.global_pool!r} cannot leave out tokens where counts differ by sample")
+            return vit.forward_head(tokens.x_BNC)
+        pooled_BC = tokens.mean_pool(skip_prefix=not vit.pool_include_prefix)
+        return vit.head(vit.head_drop(vit.fc_norm(pooled_BC)))
+
+    def preprocess(self) -> Preprocess:
+        config = timm.data.resolve_model_data_config(self.vit)
+        return Preprocess(config["mean"], config["std"], config["interpolation"], config["crop_pct"], antialias=True)
+
+    def widths(self) -> Widths:
+        vit, attentions = self.vit, [block.attn for block in self.vit.blocks]
+        pool = vit.attn_pool
+        latent = isinstance(pool, AttentionPoolLatent)
+        per_token = pool.kv.weight.numel() + 2 * pool.q.out_features * pool.latent_len if latent else 0
+        once = _linear_macs(pool) - pool.kv.weight.numel() if latent else 0
+        return Widths(
+            embed=_embed_macs(vit, self.sample_shape),
+            projections=tuple(_linear_macs(attn) for attn in attentions),
+            attention=tuple(2 * attn.num_heads * attn.head_dim for attn in attentions),
+            mlp=tuple(_linear_macs(block.mlp) for block in vit.blocks),
+            head=once * (pool.latent_len if latent else 0) + _linear_macs(vit.head) + _linear_macs(getattr(vit, "head_dist", None)),
+            channels=vit.embed_dim,
+            heads=attentions[0].num_heads,
+            head_per_token=per_token,
+            head_per_pair=2 * vit.embed_dim if vit.global_pool == "prr" else 0,
+        )
+
+
+def _attention(attn: nn.Module, x_BNC: Tensor, **options: Any) -> tuple[Tensor, Attention]:
+    """What timm's Attention computes, with what was asked of it."""
+    B, N, _ = x_BNC.shape
+    qkv = attn.qkv(x_BNC).view(B, N, 3, attn.num_heads, attn.head_dim)
+    q_BHND, k_BHND, v_BHND = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    out_BHND, attention = attend(attn.q_norm(q_BHND), attn.k_norm(k_BHND), v_BHND, scale=attn.scale, **options)
+    y_BNC = attn.norm(out_BHND.transpose(1, 2).reshape(B, N, -1)) if hasattr(attn, "norm") else out_BHND.transpose(1, 2).reshape(B, N, -1)
+    if getattr(attn, "gate", None) is not None:
+        y_BNC = y_BNC * attn.gate(x_BNC).sigmoid()
+    return attn.proj_drop(attn.proj(y_BNC)), attention
+
+
+def _refuse_what_cannot_be_cut(vit: nn.Module) -> None:
+    """Raises ValueError with the reason where tokens cannot be taken out between attention and MLP."""
+    name = type(vit).__name__
+    if not isinstance(vit, timm_vits.VisionTransformer):
+        raise ValueError(f"{name} cannot be reduced: {_why_not(vit)}; plain VisionTransformers of timm can")
+    for block in vit.blocks:
+        kind = type(block)
+        if kind not in (timm_vits.Block, timm_vits.ResPostBlock):
+            parallel = "Parallel" in kind.__name__
+            reason = "runs attention and MLP side by side, with no place between them" if parallel else "is not known here"
+            raise ValueError(f"{name} cannot be reduced: its block {kind.__module__}.{kind.__name__} {reason}")
+        if type(block.attn) is not timm_attention.Attention:
+            raise ValueError(f"{name} cannot be reduced: its attention {type(block.attn).__name__} is not the plain one")
+        if block.attn.attn_drop.p > 0:
+            raise ValueError(f"{name} cannot be reduced with dropout on attention weights (attn_drop_rate={block.attn.attn_drop.p})")
+    if not isinstance(vit.patch_drop, nn.Identity):
+        raise ValueError(f"{name} cannot be reduced with patch_drop_rate > 0, which takes out tokens itself")
+
+
+def _why_not(model: nn.Module) -> str:
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()} | set(vars(model))
+    modules = {type(module).__name__ for module in model.modules()}
+    if any("Window" in kind for kind in modules) or "window_size" in names:
+        return "its attention works in windows, which need every token in its place"
+    if "rope" in names or "rope_embeds" in names:
+        return "its rotary positions would have to follow the tokens that stay, which is not built yet"
+    if any("RelPos" in kind or "relative_position" in kind for kind in modules | names):
+        return "its relative positions need every token in its place"
+    return "it is no plain VisionTransformer"
+
+
+def _prove_halves(backbone: TimmViT) -> None:
+    """Every block in two halves must equal the block itself; of a class that changes the forward pass, so must the whole
+    model. Raises ValueError where not (a timm release that changed a block, say)."""
+    vit = backbone.vit
+    parameter = next(vit.parameters())
+    if parameter.device.type == "meta":
+        return
+    x_BNC = torch.linspace(-1, 1, 5 * vit.embed_dim, device=parameter.device, dtype=parameter.dtype).view(1, 5, -1)
+    with torch.no_grad(), _evaluating(vit):
+        for layer, block in enumerate(vit.blocks):
+            halves = backbone.feedforward(layer, backbone.attend(layer, Tokens(x_BNC))[0]).x_BNC
+            _expect_close(halves, block(x_BNC), f"block {layer} of {type(vit).__name__}")
+        if type(vit) not in (timm_vits.VisionTransformer, VisionTransformerDistilled):
+            image = torch.linspace(-1, 1, 3 * backbone.sample_shape[1] * backbone.sample_shape[2]).to(x_BNC)
+            image = image.view(1, *backbone.sample_shape)
+            _expect_close(backbone(image), vit(image), f"a {type(vit).__name__}")
+
+
+def _expect_close(ours: Tensor, theirs: Tensor, what: str) -> None:
+    # 1e-2: far above what rounding in bfloat16 can do over one block, far below a branch that is left out
+    if not torch.isfinite(theirs).all():
+        return
+    if (ours - theirs).abs().max() > 1e-2 * theirs.abs().max():
+        raise ValueError(f"{what} run in two halves does not give what it gives whole (timm {timm.__version__}); it is not supported")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _linear_macs(module: nn.Module | None) -> int:
+    if module is None:
+        return 0
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def _embed_macs(vit: timm_vits.VisionTransformer, sample_shape: tuple[int, ...]) -> int:
+    """Of one image: the closed form of a plain patch embedding, else counted (a hybrid's convolutions)."""
+    if isinstance(vit.patch_embed.proj, nn.Conv2d):
+        return vit.patch_embed.num_patches * vit.patch_embed.proj.weight.numel()
+    parameter = next(vit.parameters())
+    image = torch.zeros(1, *sample_shape, device=parameter.device, dtype=parameter.dtype)
+    with torch.no_grad(), _evaluating(vit), FlopCounterMode(display=False) as counter:
+        vit.patch_embed(image)
+    return counter.get_total_flops() // 2

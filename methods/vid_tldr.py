@@ -1,0 +1,49 @@
+"""vid-TLDR: merge in the first layers, by the sharpness of attention (Choi et al., CVPR 2024, arXiv 2403.13347)."""
+
+import torch
+from torch import Tensor
+
+from tokred import METHODS, Assignment, Attention, Method, Tokens, matching
+
+
+@METHODS.register("vid_tldr")
+class VidTLDR(Method):
+    """Training-free. Tokens that are alike merge (ToMe's matching, on the tokens themselves), but a source counts only as much
+    as it is salient: background vanishes, and the foreground is not diluted by it (Sec. 3.2 and 3.3).
+
+    Where attention is uniform, or exactly 0 somewhere, the official code turns the sample to NaN; here a probability of 0
+    adds no entropy, and a sample without any contrast keeps all its sources at full weight (then this is ToMe). Tokens of a
+    prefix are never merged and have no part in the saliency's mean; the official code knows models without one only.
+    """
+
+    proportional_attention = True
+    statistics = ("row_entropy",)
+    biased_statistics = False  # scored without the log-size bias
+
+    def assign(self, tokens: Tokens, attention: Attention | None, keep: int) -> Assignment:
+        assert attention is not None
+        r = tokens.num - keep
+        group_BN = matching.bipartite_matching(tokens.x_BNC.detach(), r, prefix=tokens.prefix)
+        saliency_BN = saliency(attention.row_entropy_BN, prefix=tokens.prefix)
+        merged_BN = matching.sources(group_BN, r)
+        mass_BN = torch.where(merged_BN, saliency_BN, 1.0)
+        return Assignment(group_BN, keep, weight_BN=mass_BN * tokens.sizes(), mass_BN=mass_BN)
+
+    def fewest(self, num_tokens: int, prefix: int) -> int:
+        return num_tokens - (num_tokens - prefix) // 2
+
+    def macs(self, num_tokens: int, keep: int, *, prefix: int, channels: int, heads: int) -> int:
+        return matching.pairs("bipartite", num_tokens, keep, prefix) * channels
+
+
+def saliency(row_entropy_BN: Tensor, *, prefix: int = 0) -> Tensor:
+    """(B, N) in 0..1: how far a token's negative entropy lies above the mean, as a share of the sharpest token's (Eq. 5 to 7).
+
+    The official normalisation, mask and second normalisation come to max(0, (s - mean) / (max - mean)).
+    """
+    of_tokens_BN = row_entropy_BN[:, prefix:]
+    mean_B1 = of_tokens_BN.mean(1, keepdim=True)
+    contrast_B1 = of_tokens_BN.amax(1, keepdim=True) - mean_B1
+    flat_B1 = contrast_B1 <= 1e-5 * mean_B1.abs()  # float32 rounds a sum of N log terms to about 1e-6 of itself
+    saliency_BN = ((row_entropy_BN - mean_B1) / contrast_B1.masked_fill(flat_B1, 1.0)).clamp(0, 1)
+    return saliency_BN.masked_fill(flat_B1, 1.0)

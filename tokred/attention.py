@@ -1,0 +1,157 @@
+"""Attention, and what methods want to know of it, at the cost they really need.
+
+A method that reads no attention runs on fused scaled-dot-product attention. One that reads the CLS row pays for one row
+more. One that reads a statistic of the whole map gets it from the same products as the output, in chunks of queries: the
+map of all heads is never held at once.
+
+Dimension key: B batch, N tokens, H heads, D channels of a head, Q queries of a chunk.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+STATISTICS = {
+    "cls_row": "attention that the first token pays to each token, mean over heads",
+    "received": "attention that each token receives, mean over heads and queries",
+    "row_entropy": "negative entropy of the attention each token pays, of the mean over heads",
+    "head_mean": "the whole map, mean over heads: N x N",
+    "map": "the whole map of every head: H x N x N",
+}
+_CHUNK_ELEMENTS = 2**22  # of a chunk's logits: 16 MiB in float32, about the size of a core's last-level cache
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Queries, keys and values of one layer, and the statistics that were asked for.
+
+    ``scale`` is what q @ k is multiplied with; ``bias_BN`` what proportional attention adds for each key.
+    """
+
+    q_BHND: Tensor
+    k_BHND: Tensor
+    v_BHND: Tensor
+    scale: float
+    bias_BN: Tensor | None = None
+    found: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def cls_row_BN(self) -> Tensor:
+        return self._statistic("cls_row")
+
+    @property
+    def received_BN(self) -> Tensor:
+        return self._statistic("received")
+
+    @property
+    def row_entropy_BN(self) -> Tensor:
+        return self._statistic("row_entropy")
+
+    @property
+    def head_mean_BNN(self) -> Tensor:
+        return self._statistic("head_mean")
+
+    @property
+    def map_BHNN(self) -> Tensor:
+        return self._statistic("map")
+
+    def _statistic(self, name: str) -> Tensor:
+        if name not in self.found:
+            raise ValueError(
+                f"the attention statistic {name!r} was not asked for; name it in the method's `statistics`, "
+                "so that its cost is paid and counted"
+            )
+        return self.found[name]
+
+
+def attend(
+    q_BHND: Tensor,
+    k_BHND: Tensor,
+    v_BHND: Tensor,
+    *,
+    scale: float,
+    bias_BN: Tensor | None = None,
+    valid_BN: Tensor | None = None,
+    statistics: Sequence[str] = (),
+    biased_statistics: bool = True,
+) -> tuple[Tensor, Attention]:
+    """The output (B, H, N, D) of attention, and an ``Attention`` that holds what ``statistics`` names.
+
+    ``biased_statistics=False`` leaves ``bias_BN`` out of the statistics (vid-TLDR scores so), never out of the output.
+    Statistics are detached: no gradient flows through a decision.
+    """
+    unknown = [name for name in statistics if name not in STATISTICS]
+    if unknown:
+        raise ValueError(f"no attention statistic {unknown[0]!r}; there are {', '.join(STATISTICS)}")
+    mask_BN = _key_mask(bias_BN, valid_BN)
+    seen_BN = mask_BN if biased_statistics else _key_mask(None, valid_BN)
+    found: dict[str, Tensor] = {}
+    if all(name == "cls_row" for name in statistics):
+        out_BHND = F.scaled_dot_product_attention(
+            q_BHND, k_BHND, v_BHND, attn_mask=_as_mask(mask_BN, q_BHND), scale=scale
+        )
+    else:
+        out_BHND, found = _attend_in_chunks(q_BHND, k_BHND, v_BHND, scale, mask_BN, seen_BN, statistics)
+    if "cls_row" in statistics:
+        row_BH1N = _weights(q_BHND[:, :, :1].detach(), k_BHND.detach(), scale, seen_BN)
+        found["cls_row"] = row_BH1N.mean(1).squeeze(1)
+    return out_BHND, Attention(q_BHND, k_BHND, v_BHND, scale, bias_BN, found)
+
+
+def _key_mask(bias_BN: Tensor | None, valid_BN: Tensor | None) -> Tensor | None:
+    if valid_BN is None:
+        return bias_BN
+    bias_BN = torch.zeros(valid_BN.shape, device=valid_BN.device) if bias_BN is None else bias_BN
+    return bias_BN.masked_fill(~valid_BN, -torch.inf)
+
+
+def _as_mask(mask_BN: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if mask_BN is None else mask_BN[:, None, None, :].to(like.dtype)
+
+
+def _weights(q_BHQD: Tensor, k_BHND: Tensor, scale: float, mask_BN: Tensor | None) -> Tensor:
+    """softmax(q k + mask) in float32, whatever the precision of q and k."""
+    logits_BHQN = ((q_BHQD * scale) @ k_BHND.mT).float()
+    if mask_BN is not None:
+        logits_BHQN = logits_BHQN + mask_BN[:, None, None, :]
+    return logits_BHQN.softmax(-1)
+
+
+def _attend_in_chunks(q_BHND, k_BHND, v_BHND, scale, mask_BN, seen_BN, statistics) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output and statistics from the same products, a chunk of queries at a time."""
+    B, H, N, _ = q_BHND.shape
+    chunk = N if "map" in statistics else max(16, _CHUNK_ELEMENTS // (B * H * N))
+    outputs, parts = [], {name: [] for name in statistics if name != "cls_row"}
+    for q_BHQD in q_BHND.split(chunk, dim=2):
+        logits_BHQN = ((q_BHQD * scale) @ k_BHND.mT).float()
+        used_BHQN = _softmax(logits_BHQN, mask_BN)
+        outputs.append(used_BHQN.to(v_BHND.dtype) @ v_BHND)
+        seen_BHQN = used_BHQN.detach() if seen_BN is mask_BN else _softmax(logits_BHQN.detach(), seen_BN)
+        for name, found in parts.items():
+            found.append(_of_chunk(name, seen_BHQN))
+    return torch.cat(outputs, 2), {name: _of_chunks(name, found) for name, found in parts.items()}
+
+
+def _softmax(logits_BHQN: Tensor, mask_BN: Tensor | None) -> Tensor:
+    return (logits_BHQN if mask_BN is None else logits_BHQN + mask_BN[:, None, None, :]).softmax(-1)
+
+
+def _of_chunk(name: str, map_BHQN: Tensor) -> Tensor:
+    if name == "map":
+        return map_BHQN
+    mean_BQN = map_BHQN.mean(1)
+    if name == "head_mean":
+        return mean_BQN
+    if name == "received":
+        return mean_BQN.sum(1)
+    return torch.special.xlogy(mean_BQN, mean_BQN).sum(-1)  # row_entropy; xlogy: 0 log 0 = 0, where log alone gives NaN
+
+
+def _of_chunks(name: str, found: list[Tensor]) -> Tensor:
+    if name == "received":
+        num_queries = found[0].shape[-1]
+        return torch.stack(found).sum(0) / num_queries
+    return torch.cat(found, 2 if name == "map" else 1)

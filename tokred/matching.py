@@ -1,0 +1,173 @@
+"""Which tokens are alike, and draws of random numbers: pure functions that methods share.
+
+All return places or groups, never features. Ties are broken by place (stable sorts).
+
+Dimension key: B batch, N tokens, C channels of the metric, A sources, D destinations.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def bipartite_matching(metric_BNC: Tensor, r: int, *, prefix: int = 0, sort: bool = True) -> Tensor:
+    """Joins the ``r`` tokens of even place that are most like a token of odd place to it (ToMe, arXiv 2210.09461, Sec. 3.1).
+
+    Returns group_BN with the N - r groups in the order: even tokens left over, odd tokens; of ``prefix`` tokens the
+    first come first. ``sort`` keeps the left-over tokens in order of place, else they come by rising similarity: ToMe
+    sorts where there is a CLS token, vid-TLDR always. Cosine similarity, in float32.
+    """
+    metric_BNC = F.normalize(metric_BNC.float(), dim=-1)
+    score_BAD = metric_BNC[:, ::2] @ metric_BNC[:, 1::2].mT
+    sources, destinations = (prefix + 1) // 2, prefix // 2  # of the prefix: how many are at even, how many at odd places
+    score_BAD[:, :sources] = -torch.inf
+    score_BAD[:, :, :destinations] = -torch.inf
+    best_BA, partner_BA = score_BAD.max(-1)
+    order_BA = best_BA.argsort(dim=-1, descending=True, stable=True)
+    return join(order_BA, partner_BA, r, metric_BNC.shape[1], sort=sort, prefix=prefix)
+
+
+def join(order_BA: Tensor, partner_BA: Tensor, r: int, num_tokens: int, *, sort: bool, prefix: int = 0) -> Tensor:
+    """group_BN where the first ``r`` sources (even places) of ``order_BA`` join their partner among the odd places.
+
+    Groups: sources left over, then destinations; with a prefix of two or more, its tokens come first, in order.
+    """
+    merged_Br, left_BL = order_BA[:, :r], order_BA[:, r:]
+    if sort:
+        left_BL = left_BL.sort(-1).values
+    num_left = left_BL.shape[1]
+    slot_BL = torch.arange(num_left, device=left_BL.device).expand_as(left_BL)
+    even_BA = torch.empty_like(order_BA).scatter(1, left_BL, slot_BL)
+    even_BA = even_BA.scatter(1, merged_Br, num_left + partner_BA.gather(1, merged_Br))
+    odd_D = num_left + torch.arange(num_tokens // 2, device=order_BA.device)
+    group_BN = order_BA.new_empty(order_BA.shape[0], num_tokens)
+    group_BN[:, ::2] = even_BA
+    group_BN[:, 1::2] = odd_D
+    if prefix >= 2:
+        return _prefix_first(group_BN, prefix, num_tokens - r)
+    return group_BN
+
+
+def _prefix_first(group_BN: Tensor, prefix: int, num_groups: int) -> Tensor:
+    """Renumbers the groups so that those of the prefix tokens are 0, 1, ...; the others keep their order."""
+    of_prefix_BP = group_BN[:, :prefix]
+    is_prefix_BK = torch.zeros(group_BN.shape[0], num_groups, dtype=torch.long, device=group_BN.device)
+    is_prefix_BK = is_prefix_BK.scatter(1, of_prefix_BP, 1)
+    new_BK = prefix + (1 - is_prefix_BK).cumsum(1) - 1
+    place_P = torch.arange(prefix, device=group_BN.device).expand_as(of_prefix_BP)
+    return new_BK.scatter(1, of_prefix_BP, place_P).gather(1, group_BN)
+
+
+def kth_matching(metric_BNC: Tensor, r: int, *, prefix: int = 0) -> Tensor:
+    """Of every k tokens in a row the last is a destination; the ``r`` others most like a destination join it.
+
+    k is the smallest that leaves ``r`` sources (ToMe's appendix D, where all sources merge). Groups in order of place.
+    """
+    num = metric_BNC.shape[1] - prefix
+    k = kth_step(num, r)
+    place_N = torch.arange(num, device=metric_BNC.device)
+    is_destination_N = (place_N % k == k - 1) & (place_N < num // k * k)
+    destination_D, source_A = place_N[k - 1 : num // k * k : k] + prefix, place_N[~is_destination_N] + prefix
+    B = metric_BNC.shape[0]
+    return nearest_joined(metric_BNC, source_A.expand(B, -1), destination_D.expand(B, -1), r)
+
+
+def random_matching(metric_BNC: Tensor, noise_BN: Tensor, r: int, *, prefix: int = 0) -> Tensor:
+    """``r`` tokens drawn at random join the most alike of the others. Groups in order of place."""
+    order_BN = noise_BN[:, prefix:].argsort(-1) + prefix
+    return nearest_joined(metric_BNC, order_BN[:, :r], order_BN[:, r:], r)
+
+
+def nearest_joined(metric_BNC: Tensor, source_BA: Tensor, destination_BD: Tensor, r: int) -> Tensor:
+    """group_BN where the ``r`` sources most like a destination join it (cosine similarity, float32), by place."""
+    metric_BNC = F.normalize(metric_BNC.float(), dim=-1)
+    score_BAD = _rows(metric_BNC, source_BA) @ _rows(metric_BNC, destination_BD).mT
+    best_BA, partner_BA = score_BAD.max(-1)
+    merged_Br = best_BA.argsort(dim=-1, descending=True, stable=True)[:, :r]
+    place_BN = torch.arange(metric_BNC.shape[1], device=metric_BNC.device).expand(metric_BNC.shape[0], -1)
+    target_Br = destination_BD.gather(1, partner_BA.gather(1, merged_Br))
+    return groups_by_place(place_BN.scatter(1, source_BA.gather(1, merged_Br), target_Br))
+
+
+def groups_by_place(target_BN: Tensor) -> Tensor:
+    """group_BN from the place each token joins (its own where it stays): groups in order of the tokens that stay."""
+    place_N = torch.arange(target_BN.shape[1], device=target_BN.device)
+    slot_BN = (target_BN == place_N).cumsum(1) - 1
+    return slot_BN.gather(1, target_BN)
+
+
+def sources(group_BN: Tensor, r: int) -> Tensor:
+    """(B, N) bool: the ``r`` tokens that ``bipartite_matching`` merged into another: those of even place whose group has
+    an odd token."""
+    num_groups = group_BN.shape[1] - r
+    has_odd_BK = torch.zeros(group_BN.shape[0], num_groups, dtype=torch.bool, device=group_BN.device)
+    has_odd_BK = has_odd_BK.scatter(1, group_BN[:, 1::2], True)
+    even_N = torch.arange(group_BN.shape[1], device=group_BN.device) % 2 == 0
+    return has_odd_BK.gather(1, group_BN) & even_N
+
+
+def pairs(kind: str, num_tokens: int, keep: int, prefix: int) -> int:
+    """How many similarities a matching computes: "bipartite", "kth" or "random"."""
+    num, r = num_tokens - prefix, num_tokens - keep
+    if kind == "bipartite":
+        return (num_tokens - num_tokens // 2) * (num_tokens // 2)
+    if kind == "random":
+        return r * (num - r)
+    return (num - num // kth_step(num, r)) * (num // kth_step(num, r))
+
+
+def kth_step(num: int, r: int) -> int:
+    """The smallest k for which ``num`` tokens, each k-th a destination, have ``r`` sources."""
+    return next(k for k in range(2, num + 1) if num - num // k >= r)
+
+
+def top_places(score_BN: Tensor, keep: int, *, prefix: int) -> Tensor:
+    """(B, keep): the prefix, then the best of the others by falling score."""
+    order_BK = score_BN[:, prefix:].argsort(dim=-1, descending=True, stable=True)[:, : keep - prefix] + prefix
+    return with_prefix(order_BK, prefix)
+
+
+def with_prefix(index_BK: Tensor, prefix: int) -> Tensor:
+    """Places of the prefix tokens put in front."""
+    place_BP = torch.arange(prefix, device=index_BK.device).expand(index_BK.shape[0], -1)
+    return torch.cat([place_BP, index_BK], 1)
+
+
+def noise(key_B: Tensor, seed: int, num: int) -> Tensor:
+    """(B, num): 62-bit integers that look random and depend on nothing but the sample's key, the seed and ``num``.
+
+    So a sample gets the same draw in any batch, at any place in it, on any machine. SplitMix64's finaliser (Steele et al.,
+    OOPSLA 2014), in wrapping int64.
+    """
+    place_N = torch.arange(1, num + 1, device=key_B.device)
+    state_BN = (key_B + _as_int64((seed * 2 + 1) * 0xD1342543DE82EF95) + num * 0x632BE5AB)[:, None]
+    state_BN = _mix(state_BN) + place_N * _as_int64(0x9E3779B97F4A7C15)
+    return _mix(_mix(state_BN)) & (2**62 - 1)
+
+
+def sample_key(inputs: Tensor) -> Tensor:
+    """(B,) int64: a sum over the bits of each sample's pixels, weighted by place."""
+    bits = {4: torch.int32, 2: torch.int16, 8: torch.int64}[inputs.element_size()]
+    flat = inputs.detach().contiguous().view(bits).flatten(1).long()
+    place = torch.arange(flat.shape[1], device=flat.device) * 2 + 1
+    return (flat * place).sum(1)
+
+
+def _rows(x_BNC: Tensor, index_BK: Tensor) -> Tensor:
+    return x_BNC.gather(1, index_BK[..., None].expand(-1, -1, x_BNC.shape[-1]))
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _as_int64(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _as_int64(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, by: int) -> Tensor:
+    """A logical shift to the right: int64's own copies the sign."""
+    return (x >> by) & (2 ** (64 - by) - 1)
+
+
+def _as_int64(value: int) -> int:
+    value %= 2**64
+    return value - 2**64 if value >= 2**63 else value

@@ -1,0 +1,158 @@
+"""The two plugin interfaces, and the loop that is the only place where they meet.
+
+Dimension key: B batch, N tokens now, M tokens at the input, C channels.
+"""
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from tokred.attention import Attention
+from tokred.preprocess import Preprocess
+from tokred.tokens import Assignment, Tokens
+
+SITES = ("input", "before_attention", "after_attention", "after_mlp", "output")
+
+
+class Backbone(nn.Module, abc.ABC):
+    """A pretrained transformer, cut at the places where tokens can be reduced.
+
+    ``depth`` layers; ``sample_shape`` is (3, H, W) for images, (T, 3, H, W) for clips; ``prefix`` leading tokens are never
+    reduced, of which the first is a class token where ``has_cls``; ``num_tokens`` reach the first layer, prefix included.
+    """
+
+    depth: int
+    sample_shape: tuple[int, ...]
+    num_tokens: int
+    prefix: int
+    has_cls: bool
+    prefixes: ClassVar[tuple[str, ...]] = ()  # of further names that ``build`` answers to
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The names this family answers to in ``create_backbone``."""
+        return []
+
+    @classmethod
+    def build(cls, name: str, *, weights: str | None = None, **sizes: Any) -> "Backbone":
+        """The backbone of that name. ``weights``: "pretrained", "random", a path, or None: those that come with tokred where
+        there are any, else random. Raises ValueError where a size or the weights do not fit."""
+        raise ValueError(f"{cls.__name__} builds no backbones by name")
+
+    @classmethod
+    def adapts(cls, model: nn.Module) -> bool:
+        """True where ``wrap`` knows this class of model."""
+        return False
+
+    @classmethod
+    def wrap(cls, model: nn.Module) -> "Backbone":
+        """A backbone around (a copy of) a model built elsewhere. Raises ValueError with the reason where it cannot be cut."""
+        raise ValueError(f"{cls.__name__} cannot wrap a {type(model).__name__}")
+
+    @abc.abstractmethod
+    def embed(self, inputs: Tensor) -> Tokens:
+        """The tokens that reach layer 0, position embedding added."""
+
+    @abc.abstractmethod
+    def attend(
+        self,
+        layer: int,
+        tokens: Tokens,
+        bias_BN: Tensor | None = None,
+        *,
+        statistics: Sequence[str] = (),
+        biased_statistics: bool = True,
+    ) -> tuple[Tokens, Attention]:
+        """The layer up to and with the residual of its attention; ``bias_BN`` is added to the logits of each key."""
+
+    @abc.abstractmethod
+    def feedforward(self, layer: int, tokens: Tokens) -> Tokens:
+        """The rest of the layer: its MLP and residual."""
+
+    @abc.abstractmethod
+    def normed(self, tokens: Tokens) -> Tokens:
+        """The tokens after the final norm; as they are where the model has none."""
+
+    @abc.abstractmethod
+    def head(self, tokens: Tokens) -> Tensor:
+        """What the model gives out, from the tokens that leave the last layer: final norm, pooling, classifier."""
+
+    def forward_features(self, inputs: Tensor) -> Tensor:
+        """(B, N, C): the tokens of the unreduced model after the final norm."""
+        return self.normed(self.last_tokens(inputs)).x_BNC
+
+    def preprocess(self) -> Preprocess:
+        """How a picture becomes what the model was trained on."""
+        return Preprocess()
+
+    @abc.abstractmethod
+    def widths(self) -> "Widths":
+        """The sizes of the linear maps, from which MACs follow (``tokred.cost``)."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The unreduced model: (B, *sample_shape) to what ``head`` gives."""
+        return self.head(self.last_tokens(inputs))
+
+    def last_tokens(self, inputs: Tensor) -> Tokens:
+        """The tokens that leave the last layer of the unreduced model, before any final norm."""
+        tokens = self.embed(inputs)
+        for layer in range(self.depth):
+            tokens = self.feedforward(layer, self.attend(layer, tokens)[0])
+        return tokens
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The multiply-adds of a backbone's linear maps, by what they are applied to.
+
+    ``embed`` and ``head`` per sample, ``head_per_token`` and ``head_per_pair`` for the tokens that reach the head; the others
+    have one entry a layer:
+    ``projections`` (query, key, value, output) and ``mlp`` per token, ``attention`` per pair of tokens (the channels of the
+    queries and of the values together). ``channels`` are those of a token, ``heads`` those of each layer.
+    """
+
+    embed: int
+    projections: tuple[int, ...]
+    attention: tuple[int, ...]
+    mlp: tuple[int, ...]
+    head: int
+    channels: int
+    heads: int
+    head_per_token: int = 0
+    head_per_pair: int = 0
+
+
+class Method(nn.Module, abc.ABC):
+    """Decides which tokens join. How many, and in which layers, is the schedule's business."""
+
+    name: ClassVar[str] = ""  # set by the registry
+    site: str = "after_attention"
+    proportional_attention: bool = False
+    statistics: tuple[str, ...] = ()  # of the attention, as named in tokred.attention.STATISTICS
+    biased_statistics: bool = True
+    needs_cls: bool = False
+    random: bool = False
+    trained: bool = False  # has parameters of its own that must be trained
+    num_extra: int = 0  # tokens it adds to those that `keep_rate` keeps (EViT's fused token)
+
+    @abc.abstractmethod
+    def assign(self, tokens: Tokens, attention: Attention | None, keep: int) -> Assignment:
+        """Which of ``keep`` groups each token joins; the prefix comes first and stays alone.
+
+        ``attention`` is that of the layer, with what ``statistics`` names; None at the sites before it.
+        """
+
+    def reduce(self, tokens: Tokens, attention: Attention | None, keep: int) -> Tokens:
+        """``assign`` applied; override it where the result is no weighted sum of tokens."""
+        return tokens.reduce(self.assign(tokens, attention, keep))
+
+    def fewest(self, num_tokens: int, prefix: int) -> int:
+        """The least tokens, prefix included, it can leave of ``num_tokens`` at once."""
+        return prefix + 1
+
+    def macs(self, num_tokens: int, keep: int, *, prefix: int, channels: int, heads: int) -> int:
+        """Multiply-adds of its own in one reduction of one sample, beyond the attention's; 0 where it only sorts."""
+        return 0

@@ -1,0 +1,153 @@
+"""One cell of a sweep is one record: what was asked, what came out, and under what conditions.
+
+A record is one JSON file, written whole (to a temporary name, flushed, renamed) and never changed; the per-sample predictions
+lie beside it. Its key is the hash of what determines the result, so that a changed method, checkpoint or data set is another
+record. Timings are apart, in files of their own: they belong to a machine and a moment.
+
+    RUN/plan.json                     the cells of the latest sweep, in order
+    RUN/cells/KEY.json                a record
+    RUN/cells/KEY.predictions.npz     sample indices, labels, predictions
+    RUN/timings/NAME.json             one interleaved measurement
+"""
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SCHEMA = 1
+STATUSES = ("done", "refused", "failed", "invalid")
+
+
+@dataclass(frozen=True)
+class Record:
+    """``status``: done; refused (the method or backbone cannot run this cell; ``reason`` says why); failed (an error);
+    invalid (logits that are not finite). ``result`` is empty unless done.
+
+    ``cell`` holds method, options, backbone, weights, data, schedule, seed. ``result`` holds metric ("accuracy", or
+    "agreement" with the unreduced model where there are no labels or weights), num_samples, num_correct, num_broken,
+    tokens (leaving each layer, prefix included), requested_tokens, num_input_tokens, gmacs and gmacs_unreduced per sample,
+    gmacs_by_part, gmacs_by_layer and gmacs_reduction (the reduction's own).
+    """
+
+    key: str
+    cell: dict[str, Any]
+    status: str
+    reason: str | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+    conditions: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One interleaved measurement of several cells of one backbone (``tokred.timing``).
+
+    ``times_ms``: key -> a time per round; ``unreduced`` and ``null`` name the two entries that are the same model.
+    ``speedup``: key -> (median, low, high) of the ratio unreduced / cell within rounds, 95 % interval.
+    ``verdict``: "ok", or "noisy" where the model timed against itself shows more than 3 %.
+    """
+
+    name: str
+    backbone: str
+    batch_size: int
+    times_ms: dict[str, list[float]]
+    speedup: dict[str, tuple[float, float, float]]
+    verdict: str
+    conditions: dict[str, Any] = field(default_factory=dict)
+    unreduced: str = "unreduced"
+    null: str = "null"
+    schema: int = SCHEMA
+
+
+def key_of(content: Any) -> str:
+    """The sha256 of the canonical JSON of ``content``; raises ValueError on NaN and infinities."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Store:
+    """The records of one run folder."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.cells, self.timings = self.folder / "cells", self.folder / "timings"
+
+    def create(self) -> "Store":
+        self.cells.mkdir(parents=True, exist_ok=True)
+        self.timings.mkdir(exist_ok=True)
+        return self
+
+    def add(self, record: Record, predictions: dict[str, np.ndarray] | None = None) -> None:
+        """The predictions first, the record last: a record that is there is whole."""
+        if predictions is not None:
+            _write_whole(self.predictions_path(record.key), lambda file: np.savez_compressed(file, **predictions))  # type: ignore[arg-type]
+        write_json(self.cells / f"{record.key}.json", asdict(record))
+
+    def get(self, key: str) -> Record | None:
+        path = self.cells / f"{key}.json"
+        return Record(**read_json(path)) if path.is_file() else None
+
+    def records(self) -> list[Record]:
+        return [Record(**read_json(path)) for path in sorted(self.cells.glob("*.json"))]
+
+    def planned(self) -> list[Record]:
+        """The records of the latest plan, in its order; those that are not there yet are left out."""
+        keys = read_json(self.folder / "plan.json")["keys"]
+        return [record for key in keys if (record := self.get(key)) is not None]
+
+    def predictions_path(self, key: str) -> Path:
+        return self.cells / f"{key}.predictions.npz"
+
+    def predictions(self, key: str) -> dict[str, np.ndarray]:
+        with np.load(self.predictions_path(key), allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def add_timing(self, timing: Timing) -> None:
+        write_json(self.timings / f"{timing.name}.json", asdict(timing))
+
+    def all_timings(self) -> list[Timing]:
+        return [Timing(**read_json(path)) for path in sorted(self.timings.glob("*.json"))]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Written whole or not at all. Raises ValueError on NaN and infinities, which are not JSON."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    _write_whole(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a readable record ({error}); delete it and run the sweep again") from error
+
+
+def wilson(num_correct: int, num_samples: int, *, z: float = 1.959963984540054) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927).
+
+    >>> [round(end, 4) for end in wilson(90, 100)]
+    [0.8256, 0.9448]
+    """
+    if num_samples == 0:
+        return 0.0, 1.0
+    p, n = num_correct / num_samples, num_samples
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+
+
+def _write_whole(path: Path, write: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,172 @@
+"""The tokens of one batch, and the one operation that makes them fewer.
+
+A token reduction is an assignment of N tokens to K groups. Merging, pruning, fusing, pooling and soft assignment are all
+this one thing, so the sums, the sizes, the tracing of sources and the way back (unmerge) are written once, here.
+
+Dimension key: B batch, N tokens now, K tokens after, M tokens at the input, C channels.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which group each of N tokens joins, and with what weight.
+
+    ``group_BN``      0..num_groups-1, or -1: the token is dropped. Groups are the new tokens, in order.
+    ``num_groups``    K.
+    ``weight_BN``     what a token's features count in its group; None: its size.
+    ``mass_BN``       what share of its size a token brings along; None: all of it.
+    ``normalize``     True: a group is the weighted mean of its members; False: their weighted sum.
+    ``matrix_BKN``    soft methods give this in place of ``group_BN``: new features are ``matrix @ x``.
+    ``valid_BK``      which groups are real, where counts differ by sample; None: all.
+    """
+
+    group_BN: Tensor | None
+    num_groups: int
+    weight_BN: Tensor | None = None
+    mass_BN: Tensor | None = None
+    normalize: bool = True
+    matrix_BKN: Tensor | None = None
+    valid_BK: Tensor | None = None
+
+    def __post_init__(self):
+        if (self.group_BN is None) == (self.matrix_BKN is None):
+            raise ValueError("an Assignment needs either group_BN or matrix_BKN; give exactly one of them")
+
+    @classmethod
+    def select(cls, index_BK: Tensor, num_tokens: int) -> "Assignment":
+        """Keeps the tokens of these places, in this order, and drops the others."""
+        num_kept = index_BK.shape[1]
+        group_BN = index_BK.new_full((index_BK.shape[0], num_tokens), -1)
+        slot_BK = torch.arange(num_kept, device=index_BK.device).expand_as(index_BK)
+        return cls(group_BN.scatter(1, index_BK, slot_BK), num_kept)
+
+    def unmerge(self, x_BKC: Tensor) -> Tensor:
+        """(B, N, C): each token gets the features of its group; dropped tokens get zeros."""
+        if self.group_BN is None:
+            assert self.matrix_BKN is not None
+            share_BKN = self.matrix_BKN / self.matrix_BKN.sum(1, keepdim=True).clamp_min(1e-12)
+            return share_BKN.mT.to(x_BKC.dtype) @ x_BKC
+        back_BNC = _gather(x_BKC, self.group_BN.clamp_min(0))
+        return back_BNC.masked_fill(self.group_BN[..., None] < 0, 0)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens that reach one place in the network.
+
+    ``x_BNC``      their features.
+    ``prefix``     leading tokens that are never reduced: CLS, distillation, registers.
+    ``grid``       (T, H, W) of the input's patches, which follow the prefix in this order.
+    ``size_BN``    how many input tokens (what mass) each token stands for, in float32; None: one each.
+    ``source_BM``  for each input token, the token it is in now, -1 if dropped; None: not traced.
+    ``valid_BN``   which tokens are real, where counts differ by sample; None: all.
+    ``key_B``      an integer drawn from the sample's own input, for methods that draw numbers; else None.
+    """
+
+    x_BNC: Tensor
+    prefix: int = 0
+    grid: tuple[int, int, int] | None = None
+    size_BN: Tensor | None = None
+    source_BM: Tensor | None = None
+    valid_BN: Tensor | None = None
+    key_B: Tensor | None = None
+
+    @property
+    def num(self) -> int:
+        """Tokens now, prefix included."""
+        return self.x_BNC.shape[1]
+
+    def sizes(self) -> Tensor:
+        """``size_BN``, or ones."""
+        if self.size_BN is not None:
+            return self.size_BN
+        return torch.ones(self.x_BNC.shape[:2], device=self.x_BNC.device)
+
+    def key(self) -> Tensor:
+        """``key_B``; raises ValueError where the method that draws numbers did not say so."""
+        if self.key_B is None:
+            raise ValueError("these tokens carry no key to draw numbers from; set `random = True` on the method")
+        return self.key_B
+
+    def log_size_BN(self) -> Tensor | None:
+        """What proportional attention adds to the logits of each key (ToMe, Sec. 3.2, Eq. 1); None before any merge."""
+        return None if self.size_BN is None else self.size_BN.log()
+
+    def with_x(self, x_BNC: Tensor) -> "Tokens":
+        return replace(self, x_BNC=x_BNC)
+
+    def traced(self) -> "Tokens":
+        """The same tokens, with the source of each input token followed from here on."""
+        place = torch.arange(self.num, device=self.x_BNC.device)
+        return replace(self, source_BM=place.expand(self.x_BNC.shape[0], -1))
+
+    def mean_pool(self, *, skip_prefix: bool = True, by_size: bool = False) -> Tensor:
+        """(B, C): the mean over real tokens; ``by_size`` weighs each by its size."""
+        start = self.prefix if skip_prefix else 0
+        x_BNC = self.x_BNC[:, start:]
+        if not by_size and self.valid_BN is None:
+            return x_BNC.mean(1)
+        weight_BN = self.sizes() if by_size else torch.ones_like(self.sizes())
+        if self.valid_BN is not None:
+            weight_BN = weight_BN * self.valid_BN
+        weight_BN = weight_BN[:, start:] / weight_BN[:, start:].sum(1, keepdim=True)
+        return (x_BNC * weight_BN[..., None].to(x_BNC.dtype)).sum(1)
+
+    def reduce(self, assignment: Assignment) -> "Tokens":
+        """The K tokens that the groups of ``assignment`` become; sizes and sources follow."""
+        if assignment.matrix_BKN is not None:
+            return self._assign_softly(assignment)
+        group_BN, num_groups = assignment.group_BN, assignment.num_groups
+        assert group_BN is not None
+        size_BN = self.sizes()
+        weight_BN = size_BN if assignment.weight_BN is None else assignment.weight_BN.to(size_BN.dtype)
+        x_BKC = _sum_groups(self.x_BNC * weight_BN[..., None].to(self.x_BNC.dtype), group_BN, num_groups)
+        if assignment.normalize:
+            total_BK = _sum_groups(weight_BN[..., None], group_BN, num_groups)
+            x_BKC = x_BKC / total_BK.to(x_BKC.dtype)
+        mass_BN = size_BN if assignment.mass_BN is None else size_BN * assignment.mass_BN.to(size_BN.dtype)
+        return replace(
+            self,
+            x_BNC=x_BKC,
+            size_BN=_sum_groups(mass_BN[..., None], group_BN, num_groups).squeeze(-1),
+            source_BM=_follow(self.source_BM, group_BN),
+            valid_BN=assignment.valid_BK,
+        )
+
+    def _assign_softly(self, assignment: Assignment) -> "Tokens":
+        """Each new token takes a share of every token; an input token is traced to the group that takes most of it."""
+        matrix_BKN = assignment.matrix_BKN
+        assert matrix_BKN is not None
+        x_BKC = matrix_BKN.to(self.x_BNC.dtype) @ self.x_BNC
+        if assignment.normalize:
+            x_BKC = x_BKC / matrix_BKN.sum(-1, keepdim=True).to(x_BKC.dtype)
+        share_BKN = matrix_BKN / matrix_BKN.sum(1, keepdim=True).clamp_min(1e-12)
+        return replace(
+            self,
+            x_BNC=x_BKC,
+            size_BN=(share_BKN.to(torch.float32) @ self.sizes()[..., None]).squeeze(-1),
+            source_BM=_follow(self.source_BM, matrix_BKN.argmax(1)),
+            valid_BN=assignment.valid_BK,
+        )
+
+
+def _gather(x_BNC: Tensor, index_BK: Tensor) -> Tensor:
+    return x_BNC.gather(1, index_BK[..., None].expand(-1, -1, x_BNC.shape[-1]))
+
+
+def _sum_groups(x_BNC: Tensor, group_BN: Tensor, num_groups: int) -> Tensor:
+    """(B, K, C): the sum of each group; dropped tokens go to one more bin, which is cut off."""
+    bin_BN = group_BN.where(group_BN >= 0, num_groups)
+    sum_BKC = x_BNC.new_zeros(x_BNC.shape[0], num_groups + 1, x_BNC.shape[-1])
+    return sum_BKC.scatter_add(1, bin_BN[..., None].expand_as(x_BNC), x_BNC)[:, :num_groups]
+
+
+def _follow(source_BM: Tensor | None, group_BN: Tensor) -> Tensor | None:
+    if source_BM is None:
+        return None
+    return group_BN.gather(1, source_BM.clamp_min(0)).where(source_BM >= 0, -1)

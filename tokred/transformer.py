@@ -1,0 +1,205 @@
+"""A plain video transformer with joint space-time attention: what UMT's encoder and the embedded models are made of.
+
+Pre-norm blocks, attention without a key bias (BEiT's and VideoMAE's form), exact GELU. State-dict keys are those of the
+official UMT vision encoder (``encoder.*``, ``pool_norm.*``).
+
+Dimension key: B batch, T frames, N tokens, C channels, H heads, D channels of a head.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokred.attention import Attention, attend
+from tokred.model import Backbone, Widths
+from tokred.tokens import Tokens
+
+NORM_EPS = 1e-6
+
+
+class SelfAttention(nn.Module):
+    """Its qkv has no bias; q and v have one of their own, k has none."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BNC: Tensor, **options) -> tuple[Tensor, Attention]:
+        B, N, C = x_BNC.shape
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        qkv = F.linear(x_BNC, self.qkv.weight, bias).view(B, N, 3, self.num_heads, C // self.num_heads)
+        q_BHND, k_BHND, v_BHND = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        out_BHND, attention = attend(q_BHND, k_BHND, v_BHND, scale=(C // self.num_heads) ** -0.5, **options)
+        return self.proj(out_BHND.transpose(1, 2).reshape(B, N, C)), attention
+
+
+class MLP(nn.Module):
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x_BNC)))
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim, NORM_EPS), nn.LayerNorm(dim, NORM_EPS)
+        self.attn = SelfAttention(dim, num_heads)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, dim: int, tubelet: int, patch_size: int):
+        super().__init__()
+        size = (tubelet, patch_size, patch_size)
+        self.proj = nn.Conv3d(3, dim, size, stride=size)
+
+    def forward(self, clip_BTCHW: Tensor) -> Tensor:
+        return self.proj(clip_BTCHW.transpose(1, 2)).flatten(2).mT
+
+
+class Encoder(nn.Module):
+    """Holds the parameters under the names of the official checkpoints; ``VideoTransformer`` runs them."""
+
+    def __init__(self, dim: int, depth: int, num_heads: int, mlp_ratio: float, tubelet: int, patch_size: int):
+        super().__init__()
+        self.patch_embed = PatchEmbed(dim, tubelet, patch_size)
+        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, NORM_EPS)
+
+
+class VideoTransformer(Backbone):
+    """Clips (B, T, 3, H, W) to logits (B, num_classes), or to the pooled feature (B, C) where there are no classes.
+
+    Pools the class token where there is one, else the unweighted mean of the tokens (as UMT does).
+    Positions are a fixed sinusoid over the flattened place (``learned_positions=False``) or parameters.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int = 224,
+        num_frames: int = 8,
+        tubelet: int = 1,
+        patch_size: int = 16,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 0,
+        class_token: bool = False,
+        learned_positions: bool = False,
+    ):
+        super().__init__()
+        _check_divides(img_size=img_size, patch_size=patch_size, num_frames=num_frames, tubelet=tubelet)
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim must be a multiple of num_heads; got embed_dim={embed_dim}, num_heads={num_heads}")
+        self.depth, self.num_heads = depth, num_heads
+        self.sample_shape = (num_frames, 3, img_size, img_size)
+        self.grid = (num_frames // tubelet, img_size // patch_size, img_size // patch_size)
+        self.has_cls, self.prefix = class_token, int(class_token)
+        num_patches = self.grid[0] * self.grid[1] * self.grid[2]
+        self.num_tokens = num_patches + self.prefix
+        self.encoder = Encoder(embed_dim, depth, num_heads, mlp_ratio, tubelet, patch_size)
+        self.pool_norm = nn.LayerNorm(embed_dim, NORM_EPS)
+        self.classifier = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        if learned_positions:
+            self.positions = nn.Parameter(0.5 * separable_sinusoid(self.grid, embed_dim)[None])
+        else:
+            self.register_buffer("positions", sinusoid(num_patches, embed_dim)[None], persistent=False)
+        self.apply(_initialise)
+
+    def embed(self, inputs: Tensor) -> Tokens:
+        expected = self.sample_shape
+        if tuple(inputs.shape[1:]) != expected:
+            raise ValueError(f"clips must be (B, {', '.join(map(str, expected))}); got {tuple(inputs.shape)}")
+        x_BNC = self.encoder.patch_embed(inputs)
+        x_BNC = x_BNC + self.positions.to(x_BNC.dtype)
+        if self.cls_token is not None:
+            x_BNC = torch.cat([self.cls_token.to(x_BNC.dtype).expand(x_BNC.shape[0], -1, -1), x_BNC], 1)
+        return Tokens(x_BNC, prefix=self.prefix, grid=self.grid)
+
+    def attend(
+        self,
+        layer: int,
+        tokens: Tokens,
+        bias_BN: Tensor | None = None,
+        *,
+        statistics: Sequence[str] = (),
+        biased_statistics: bool = True,
+    ) -> tuple[Tokens, Attention]:
+        block = self.encoder.blocks[layer]
+        y_BNC, attention = block.attn(
+            block.norm1(tokens.x_BNC),
+            bias_BN=bias_BN,
+            valid_BN=tokens.valid_BN,
+            statistics=statistics,
+            biased_statistics=biased_statistics,
+        )
+        return tokens.with_x(tokens.x_BNC + y_BNC), attention
+
+    def feedforward(self, layer: int, tokens: Tokens) -> Tokens:
+        block = self.encoder.blocks[layer]
+        return tokens.with_x(tokens.x_BNC + block.mlp(block.norm2(tokens.x_BNC)))
+
+    def normed(self, tokens: Tokens) -> Tokens:
+        return tokens.with_x(self.encoder.norm(tokens.x_BNC))
+
+    def head(self, tokens: Tokens) -> Tensor:
+        return self.classifier(self.pooled(tokens))
+
+    def pooled(self, tokens: Tokens) -> Tensor:
+        """(B, C): the final norm, then the class token or the mean of the tokens, then ``pool_norm``."""
+        tokens = self.normed(tokens)
+        return self.pool_norm(tokens.x_BNC[:, 0] if self.has_cls else tokens.mean_pool())
+
+    def widths(self) -> Widths:
+        encoder, dim = self.encoder, self.pool_norm.normalized_shape[0]
+        hidden = encoder.blocks[0].mlp.fc1.out_features
+        head = self.classifier.weight.numel() if isinstance(self.classifier, nn.Linear) else 0
+        return Widths(
+            embed=(self.num_tokens - self.prefix) * encoder.patch_embed.proj.weight.numel(),
+            projections=(4 * dim * dim,) * self.depth,
+            attention=(2 * dim,) * self.depth,
+            mlp=(2 * dim * hidden,) * self.depth,
+            head=head,
+            channels=dim,
+            heads=self.num_heads,
+        )
+
+
+def sinusoid(num_positions: int, dim: int) -> Tensor:
+    """(N, C): sin at even and cos at odd channels of n / 10000^(2 floor(j/2) / C), over the flattened place n."""
+    channel = torch.arange(dim, dtype=torch.float64)
+    angle_NC = torch.arange(num_positions, dtype=torch.float64)[:, None] / 10000 ** (2 * (channel // 2) / dim)
+    return torch.where(channel % 2 == 0, angle_NC.sin(), angle_NC.cos()).float()
+
+
+def separable_sinusoid(grid: tuple[int, int, int], dim: int) -> Tensor:
+    """(T H W, C): a third of the channels tells each of t, y and x; where learned positions start from."""
+    channels = [dim - 2 * (dim // 3), dim // 3, dim // 3]
+    places = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+    return torch.cat([sinusoid(n, c)[p.flatten()] for n, c, p in zip(grid, channels, places, strict=True)], -1)
+
+
+def _check_divides(*, img_size: int, patch_size: int, num_frames: int, tubelet: int) -> None:
+    if img_size % patch_size:
+        raise ValueError(f"img_size must be a multiple of patch_size={patch_size}; got {img_size}")
+    if num_frames % tubelet:
+        raise ValueError(f"num_frames must be a multiple of tubelet={tubelet}; got {num_frames}")
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
