@@ -131,8 +131,9 @@ def _draw_thing(random: RandomState, fill: str, motion: str, others: list[Thing]
 
 
 def _travel(random: RandomState, size: int, direction: str) -> tuple[tuple[int, int], ...]:
-    """A straight way that stays in the picture, 1.75 to 3 pixels a frame."""
-    eighths = random.randint(14, 25)
+    """A straight way that stays in the picture, 1 to 1.5 pixels a frame: less than half of any pattern's period, so that the
+    direction can be told from two frames."""
+    eighths = random.randint(8, 13)
     shift = [(eighths * t) // 8 for t in range(NUM_FRAMES)]
     low, high = size // 2 + 1, IMAGE_SIZE - size // 2 - 1
     along = random.randint(low, high - shift[-1])
@@ -164,7 +165,7 @@ def _background(random: RandomState, difficulty: float) -> np.ndarray:
     for cell, amplitude in ((24, 45), (6, 40)):
         grid = random.randint(-amplitude, amplitude + 1, (side // cell + 2, side // cell + 2, 3))
         texture += _upsample(grid, cell, side)
-    texture = mean + texture * int(round(256 * difficulty)) // 256
+    texture = mean + texture * round(256 * difficulty) // 256
     texture = texture.clip(0, 255).astype(np.uint8)
     drift = random.randint(-8, 9, 2)
     frames_THWC = np.empty((NUM_FRAMES, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
@@ -187,7 +188,7 @@ def _paint_specks(frames_THWC: np.ndarray, random: RandomState, difficulty: floa
     num_specks = random.randint(4, 11)
     start, velocity = random.randint(0, IMAGE_SIZE * 8, (num_specks, 2)), random.randint(-20, 21, (num_specks, 2))
     colours, sides = random.randint(0, 256, (num_specks, 3)), random.randint(2, 4, num_specks)
-    for number in range(int(round(difficulty * num_specks))):
+    for number in range(round(difficulty * num_specks)):
         for t in range(NUM_FRAMES):
             y, x = (start[number] + velocity[number] * t) // 8 % IMAGE_SIZE
             frames_THWC[t, y : y + sides[number], x : x + sides[number]] = colours[number]
@@ -225,15 +226,15 @@ def _ink(fill: str, size: int) -> np.ndarray:
     """Where the window shows the full colour; elsewhere it is a fifth as bright."""
     y, x = np.mgrid[:size, :size]
     if fill == "rows":
-        return y // 2 % 2 == 0
+        return y // 3 % 2 == 0
     if fill == "columns":
-        return x // 2 % 2 == 0
+        return x // 3 % 2 == 0
     if fill == "diagonals":
         return (x + y) // 3 % 2 == 0
     if fill == "checks":
         return (y // 3 + x // 3) % 2 == 0
     if fill == "dots":
-        return (y % 4 < 2) & (x % 4 < 2)
+        return (y % 5 < 3) & (x % 5 < 3)
     return np.ones((size, size), bool)
 
 

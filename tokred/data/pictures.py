@@ -1,0 +1,42 @@
+"""Pictures from a folder, read with PIL.
+
+As timm and torchvision do: converted to RGB, an alpha channel dropped, the first picture of a file that holds several,
+EXIF orientation not applied.
+"""
+
+import warnings
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from tokred.data.files import FileSource
+from tokred.data.loading import fit
+from tokred.preprocess import Preprocess
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")  # all that PIL may try, whatever the file is called
+MAX_PIXELS = 89_478_485  # PIL's own mark from which it warns of a decompression bomb
+
+
+class ImageFolder(FileSource):
+    """Pictures in class folders, in one folder, or named by a CSV (``tokred.data.files``)."""
+
+    name = "image_folder"
+    kind = "image"
+    extensions = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+
+    def pixels(self, path: str, sample_shape: tuple[int, ...], preprocess: Preprocess) -> np.ndarray:
+        return fit(read_picture(path), sample_shape[-2:], preprocess)
+
+
+def read_picture(path: str) -> np.ndarray:
+    """(H, W, 3) uint8. Raises ValueError above ``MAX_PIXELS``, before decoding, and on broken files what PIL raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is the check below
+        try:
+            picture = Image.open(path, formats=FORMATS)
+        except UnidentifiedImageError:
+            raise ValueError(f"not a picture in {', '.join(FORMATS)} format") from None
+    with picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError(f"{picture.width} x {picture.height} are more than {MAX_PIXELS} pixels")
+        return np.array(picture.convert("RGB"))
