@@ -1,4 +1,7 @@
-"""Two small video transformers trained on moving shapes, whose weights come with the package (``train.py`` makes them)."""
+"""Small video transformers trained on moving shapes, with a class token or mean pooling; the weights are in the package.
+
+``python train.py model=mini_mean`` makes them again.
+"""
 
 from pathlib import Path
 from typing import Any

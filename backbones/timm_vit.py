@@ -1,7 +1,7 @@
-"""Any plain VisionTransformer of timm: ViT, DeiT (distilled too), AugReg, MAE, CLIP, SigLIP, DINOv2, with registers, LayerScale,
-qk-norm, any pooling (Wightman, github.com/huggingface/pytorch-image-models).
+"""Any plain VisionTransformer of timm: ViT, DeiT, AugReg, MAE, CLIP, SigLIP, DINOv2 and others.
 
-The model is run from outside, block by block, in two halves; nothing in it is changed.
+With CLS, mean or other pooling, distillation token, registers, LayerScale, qk-norm. The model is run from outside, block by
+block, in two halves; nothing in it is changed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,6 +38,7 @@ class TimmViT(Backbone):
         self.vit = vit
         self.depth = len(vit.blocks)
         self.prefix, self.has_cls = vit.num_prefix_tokens, vit.has_class_token
+        self.gives_classes = vit.num_classes > 0
         self.num_tokens = vit.patch_embed.num_patches + self.prefix
         self.sample_shape = (3, *vit.patch_embed.img_size)
         self.grid = (1, *vit.patch_embed.grid_size)
@@ -45,14 +46,18 @@ class TimmViT(Backbone):
 
     @classmethod
     def names(cls) -> list[str]:
-        return [PREFIX + name for name in timm.list_models(module="vision_transformer") + timm.list_models(module="deit")]
+        return [
+            PREFIX + name for name in timm.list_models(module="vision_transformer") + timm.list_models(module="deit")
+        ]
 
     @classmethod
     def build(cls, name: str, *, weights: str | None = None, **sizes: Any) -> "TimmViT":
         name = name.removeprefix(PREFIX)
         if not timm.is_model(name):
             near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-            raise ValueError(f"timm has no model {name!r}; it has, for one, {', '.join(near) or 'vit_base_patch16_224'}")
+            raise ValueError(
+                f"timm has no model {name!r}; it has, for one, {', '.join(near) or 'vit_base_patch16_224'}"
+            )
         try:
             model = timm.create_model(name, pretrained=weights == "pretrained", **sizes)
         except TypeError as error:
@@ -98,7 +103,9 @@ class TimmViT(Backbone):
         if isinstance(block, timm_vits.ResPostBlock):
             y_BNC, attention = _attention(block.attn, x_BNC, bias_BN=bias_BN, valid_BN=tokens.valid_BN, **asked)
             return tokens.with_x(x_BNC + block.drop_path1(block.norm1(y_BNC))), attention
-        y_BNC, attention = _attention(block.attn, block.norm1(x_BNC), bias_BN=bias_BN, valid_BN=tokens.valid_BN, **asked)
+        y_BNC, attention = _attention(
+            block.attn, block.norm1(x_BNC), bias_BN=bias_BN, valid_BN=tokens.valid_BN, **asked
+        )
         return tokens.with_x(x_BNC + block.drop_path1(block.ls1(y_BNC))), attention
 
     def feedforward(self, layer: int, tokens: Tokens) -> Tokens:
@@ -121,24 +128,23 @@ class TimmViT(Backbone):
 
     def preprocess(self) -> Preprocess:
         config = timm.data.resolve_model_data_config(self.vit)
-        return Preprocess(config["mean"], config["std"], config["interpolation"], config["crop_pct"], antialias=True)
+        crop_pct, crop_mode = config["crop_pct"], config["crop_mode"]
+        if crop_mode == "squash" and crop_pct == 1:
+            crop_pct = None
+        elif crop_mode != "center":
+            raise ValueError(f"pictures cut in timm's way {crop_mode!r} with crop_pct={crop_pct} are not supported")
+        return Preprocess(config["mean"], config["std"], config["interpolation"], crop_pct, antialias=True)
 
     def widths(self) -> Widths:
         vit, attentions = self.vit, [block.attn for block in self.vit.blocks]
-        pool = vit.attn_pool
-        latent = isinstance(pool, AttentionPoolLatent)
-        per_token = pool.kv.weight.numel() + 2 * pool.q.out_features * pool.latent_len if latent else 0
-        once = _linear_macs(pool) - pool.kv.weight.numel() if latent else 0
         return Widths(
             embed=_embed_macs(vit, self.sample_shape),
             projections=tuple(_linear_macs(attn) for attn in attentions),
             attention=tuple(2 * attn.num_heads * attn.head_dim for attn in attentions),
             mlp=tuple(_linear_macs(block.mlp) for block in vit.blocks),
-            head=once * (pool.latent_len if latent else 0) + _linear_macs(vit.head) + _linear_macs(getattr(vit, "head_dist", None)),
             channels=vit.embed_dim,
             heads=attentions[0].num_heads,
-            head_per_token=per_token,
-            head_per_pair=2 * vit.embed_dim if vit.global_pool == "prr" else 0,
+            **_head_macs(vit, self.prefix),
         )
 
 
@@ -148,7 +154,9 @@ def _attention(attn: nn.Module, x_BNC: Tensor, **options: Any) -> tuple[Tensor, 
     qkv = attn.qkv(x_BNC).view(B, N, 3, attn.num_heads, attn.head_dim)
     q_BHND, k_BHND, v_BHND = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     out_BHND, attention = attend(attn.q_norm(q_BHND), attn.k_norm(k_BHND), v_BHND, scale=attn.scale, **options)
-    y_BNC = attn.norm(out_BHND.transpose(1, 2).reshape(B, N, -1)) if hasattr(attn, "norm") else out_BHND.transpose(1, 2).reshape(B, N, -1)
+    y_BNC = out_BHND.transpose(1, 2).reshape(B, N, -1)
+    if hasattr(attn, "norm"):  # timm has it from 1.0.17 on
+        y_BNC = attn.norm(y_BNC)
     if getattr(attn, "gate", None) is not None:
         y_BNC = y_BNC * attn.gate(x_BNC).sigmoid()
     return attn.proj_drop(attn.proj(y_BNC)), attention
@@ -162,13 +170,18 @@ def _refuse_what_cannot_be_cut(vit: nn.Module) -> None:
     for block in vit.blocks:
         kind = type(block)
         if kind not in (timm_vits.Block, timm_vits.ResPostBlock):
-            parallel = "Parallel" in kind.__name__
-            reason = "runs attention and MLP side by side, with no place between them" if parallel else "is not known here"
+            reason = "is not known here"
+            if "Parallel" in kind.__name__:
+                reason = "runs attention and MLP side by side, with no place between them"
             raise ValueError(f"{name} cannot be reduced: its block {kind.__module__}.{kind.__name__} {reason}")
         if type(block.attn) is not timm_attention.Attention:
-            raise ValueError(f"{name} cannot be reduced: its attention {type(block.attn).__name__} is not the plain one")
+            raise ValueError(
+                f"{name} cannot be reduced: its attention {type(block.attn).__name__} is not the plain one"
+            )
         if block.attn.attn_drop.p > 0:
-            raise ValueError(f"{name} cannot be reduced with dropout on attention weights (attn_drop_rate={block.attn.attn_drop.p})")
+            raise ValueError(
+                f"{name} cannot be reduced with dropout on attention weights (attn_drop_rate={block.attn.attn_drop.p})"
+            )
     if not isinstance(vit.patch_drop, nn.Identity):
         raise ValueError(f"{name} cannot be reduced with patch_drop_rate > 0, which takes out tokens itself")
 
@@ -208,7 +221,9 @@ def _expect_close(ours: Tensor, theirs: Tensor, what: str) -> None:
     if not torch.isfinite(theirs).all():
         return
     if (ours - theirs).abs().max() > 1e-2 * theirs.abs().max():
-        raise ValueError(f"{what} run in two halves does not give what it gives whole (timm {timm.__version__}); it is not supported")
+        raise ValueError(
+            f"{what} run in two halves does not give what it gives whole (timm {timm.__version__}); it is not supported"
+        )
 
 
 @contextmanager
@@ -226,6 +241,21 @@ def _linear_macs(module: nn.Module | None) -> int:
     if module is None:
         return 0
     return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def _head_macs(vit: timm_vits.VisionTransformer, prefix: int) -> dict[str, int]:
+    """What pooling and classifier cost: once, for each token that leaves the last layer, for each pair of them."""
+    classifier, pool = _linear_macs(vit.head) + _linear_macs(getattr(vit, "head_dist", None)), vit.attn_pool
+    if isinstance(pool, AttentionPoolLatent):  # a few latent queries look at the tokens
+        per_token = pool.kv.weight.numel() + pool.kv.out_features * pool.latent_len
+        once = classifier + pool.latent_len * (_linear_macs(pool) - pool.kv.weight.numel())
+        unseen = 0 if vit.pool_include_prefix else prefix
+        return {"head": once - unseen * per_token, "head_per_token": per_token}
+    if vit.global_pool == "prr":  # the tokens look at one another, without projections
+        return {"head": classifier, "head_per_pair": 2 * vit.embed_dim}
+    if vit.global_pool == "":  # each token is classified
+        return {"head": 0, "head_per_token": classifier}
+    return {"head": classifier}
 
 
 def _embed_macs(vit: timm_vits.VisionTransformer, sample_shape: tuple[int, ...]) -> int:

@@ -20,7 +20,7 @@ class EViT(Method):
     def __init__(self, fuse: bool = True, scores: Literal["cls", "received"] = "cls"):
         super().__init__()
         self.fuse, self.scores = fuse, scores
-        self.num_extra = int(fuse)
+        self.num_extra, self.conserves_mass = int(fuse), fuse
         self.needs_cls = scores == "cls"
         self.statistics = ("cls_row",) if scores == "cls" else ("received",)
 

@@ -10,6 +10,7 @@ class RandomDrop(Method):
     The draw follows from ``seed`` and the sample's own pixels, so a sample loses the same tokens in any batch.
     """
 
+    conserves_mass = False
     random = True
 
     def __init__(self, seed: int = 0):

@@ -10,6 +10,8 @@ class TopK(Method):
     """Kept tokens come by falling attention. ``scores``: "cls" (attention the class token pays), or "received" (mean attention
     each token receives) for models without one."""
 
+    conserves_mass = False
+
     def __init__(self, scores: Literal["cls", "received"] = "cls"):
         super().__init__()
         self.scores = scores

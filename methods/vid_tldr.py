@@ -17,6 +17,7 @@ class VidTLDR(Method):
     """
 
     proportional_attention = True
+    conserves_mass = False
     statistics = ("row_entropy",)
     biased_statistics = False  # scored without the log-size bias
 

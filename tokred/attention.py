@@ -16,7 +16,7 @@ from torch import Tensor
 
 STATISTICS = {
     "cls_row": "attention that the first token pays to each token, mean over heads",
-    "received": "attention that each token receives, mean over heads and queries",
+    "received": "attention that each token receives, mean over heads and the queries of real tokens",
     "row_entropy": "negative entropy of the attention each token pays, of the mean over heads",
     "head_mean": "the whole map, mean over heads: N x N",
     "map": "the whole map of every head: H x N x N",
@@ -94,7 +94,7 @@ def attend(
             q_BHND, k_BHND, v_BHND, attn_mask=_as_mask(mask_BN, q_BHND), scale=scale
         )
     else:
-        out_BHND, found = _attend_in_chunks(q_BHND, k_BHND, v_BHND, scale, mask_BN, seen_BN, statistics)
+        out_BHND, found = _attend_in_chunks(q_BHND, k_BHND, v_BHND, scale, mask_BN, seen_BN, statistics, valid_BN)
     if "cls_row" in statistics:
         row_BH1N = _weights(q_BHND[:, :, :1].detach(), k_BHND.detach(), scale, seen_BN)
         found["cls_row"] = row_BH1N.mean(1).squeeze(1)
@@ -120,38 +120,40 @@ def _weights(q_BHQD: Tensor, k_BHND: Tensor, scale: float, mask_BN: Tensor | Non
     return logits_BHQN.softmax(-1)
 
 
-def _attend_in_chunks(q_BHND, k_BHND, v_BHND, scale, mask_BN, seen_BN, statistics) -> tuple[Tensor, dict[str, Tensor]]:
+def _attend_in_chunks(
+    q_BHND, k_BHND, v_BHND, scale, mask_BN, seen_BN, statistics, valid_BN
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Output and statistics from the same products, a chunk of queries at a time."""
     B, H, N, _ = q_BHND.shape
+    real_BN = torch.ones(B, N, device=q_BHND.device) if valid_BN is None else valid_BN.float()
     chunk = N if "map" in statistics else max(16, _CHUNK_ELEMENTS // (B * H * N))
     outputs, parts = [], {name: [] for name in statistics if name != "cls_row"}
-    for q_BHQD in q_BHND.split(chunk, dim=2):
+    for q_BHQD, real_BQ in zip(q_BHND.split(chunk, dim=2), real_BN.split(chunk, dim=1), strict=True):
         logits_BHQN = ((q_BHQD * scale) @ k_BHND.mT).float()
         used_BHQN = _softmax(logits_BHQN, mask_BN)
         outputs.append(used_BHQN.to(v_BHND.dtype) @ v_BHND)
         seen_BHQN = used_BHQN.detach() if seen_BN is mask_BN else _softmax(logits_BHQN.detach(), seen_BN)
         for name, found in parts.items():
-            found.append(_of_chunk(name, seen_BHQN))
-    return torch.cat(outputs, 2), {name: _of_chunks(name, found) for name, found in parts.items()}
+            found.append(_of_chunk(name, seen_BHQN, real_BQ))
+    return torch.cat(outputs, 2), {name: _of_chunks(name, found, real_BN) for name, found in parts.items()}
 
 
 def _softmax(logits_BHQN: Tensor, mask_BN: Tensor | None) -> Tensor:
     return (logits_BHQN if mask_BN is None else logits_BHQN + mask_BN[:, None, None, :]).softmax(-1)
 
 
-def _of_chunk(name: str, map_BHQN: Tensor) -> Tensor:
+def _of_chunk(name: str, map_BHQN: Tensor, real_BQ: Tensor) -> Tensor:
     if name == "map":
         return map_BHQN
     mean_BQN = map_BHQN.mean(1)
     if name == "head_mean":
         return mean_BQN
     if name == "received":
-        return mean_BQN.sum(1)
+        return (mean_BQN * real_BQ[..., None]).sum(1)
     return torch.special.xlogy(mean_BQN, mean_BQN).sum(-1)  # row_entropy; xlogy: 0 log 0 = 0, where log alone gives NaN
 
 
-def _of_chunks(name: str, found: list[Tensor]) -> Tensor:
+def _of_chunks(name: str, found: list[Tensor], real_BN: Tensor) -> Tensor:
     if name == "received":
-        num_queries = found[0].shape[-1]
-        return torch.stack(found).sum(0) / num_queries
+        return torch.stack(found).sum(0) / real_BN.sum(1, keepdim=True)
     return torch.cat(found, 2 if name == "map" else 1)

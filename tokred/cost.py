@@ -72,9 +72,8 @@ def _tokens_in_layer(site: str, num: int, keep: int) -> tuple[int, int]:
 
 
 def _reduction(method: Method, widths: Widths, num: int, keep: int, prefix: int) -> int:
-    """The row of the CLS token beside fused attention, and what the method says of itself."""
+    """The row of the CLS token beside the attention, and what the method says of itself."""
     if keep == num:
         return 0
-    fused = all(name == "cls_row" for name in method.statistics)
-    cls_row = num * widths.channels if fused and "cls_row" in method.statistics else 0
+    cls_row = num * widths.channels if "cls_row" in method.statistics else 0
     return cls_row + method.macs(num, keep, prefix=prefix, channels=widths.channels, heads=widths.heads)

@@ -14,14 +14,13 @@ def bipartite_matching(metric_BNC: Tensor, r: int, *, prefix: int = 0, sort: boo
     """Joins the ``r`` tokens of even place that are most like a token of odd place to it (ToMe, arXiv 2210.09461, Sec. 3.1).
 
     Returns group_BN with the N - r groups in the order: even tokens left over, odd tokens; of ``prefix`` tokens the
-    first come first. ``sort`` keeps the left-over tokens in order of place, else they come by rising similarity: ToMe
+    first come first. ``sort`` keeps the left-over tokens in order of place, else they come by falling similarity: ToMe
     sorts where there is a CLS token, vid-TLDR always. Cosine similarity, in float32.
     """
     metric_BNC = F.normalize(metric_BNC.float(), dim=-1)
     score_BAD = metric_BNC[:, ::2] @ metric_BNC[:, 1::2].mT
-    sources, destinations = (prefix + 1) // 2, prefix // 2  # of the prefix: how many are at even, how many at odd places
-    score_BAD[:, :sources] = -torch.inf
-    score_BAD[:, :, :destinations] = -torch.inf
+    score_BAD[:, : (prefix + 1) // 2] = -torch.inf  # prefix tokens at even places
+    score_BAD[:, :, : prefix // 2] = -torch.inf  # and at odd ones
     best_BA, partner_BA = score_BAD.max(-1)
     order_BA = best_BA.argsort(dim=-1, descending=True, stable=True)
     return join(order_BA, partner_BA, r, metric_BNC.shape[1], sort=sort, prefix=prefix)
@@ -100,10 +99,9 @@ def sources(group_BN: Tensor, r: int) -> Tensor:
     """(B, N) bool: the ``r`` tokens that ``bipartite_matching`` merged into another: those of even place whose group has
     an odd token."""
     num_groups = group_BN.shape[1] - r
-    has_odd_BK = torch.zeros(group_BN.shape[0], num_groups, dtype=torch.bool, device=group_BN.device)
-    has_odd_BK = has_odd_BK.scatter(1, group_BN[:, 1::2], True)
+    has_odd_BK = group_BN.new_zeros(group_BN.shape[0], num_groups).scatter(1, group_BN[:, 1::2], 1)
     even_N = torch.arange(group_BN.shape[1], device=group_BN.device) % 2 == 0
-    return has_odd_BK.gather(1, group_BN) & even_N
+    return has_odd_BK.gather(1, group_BN).bool() & even_N
 
 
 def pairs(kind: str, num_tokens: int, keep: int, prefix: int) -> int:

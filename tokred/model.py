@@ -21,7 +21,8 @@ class Backbone(nn.Module, abc.ABC):
     """A pretrained transformer, cut at the places where tokens can be reduced.
 
     ``depth`` layers; ``sample_shape`` is (3, H, W) for images, (T, 3, H, W) for clips; ``prefix`` leading tokens are never
-    reduced, of which the first is a class token where ``has_cls``; ``num_tokens`` reach the first layer, prefix included.
+    reduced, of which the first is a class token where ``has_cls``; ``num_tokens`` reach the first layer, prefix included;
+    ``gives_classes``: the output is logits, not a feature.
     """
 
     depth: int
@@ -29,6 +30,7 @@ class Backbone(nn.Module, abc.ABC):
     num_tokens: int
     prefix: int
     has_cls: bool
+    gives_classes: bool = True
     prefixes: ClassVar[tuple[str, ...]] = ()  # of further names that ``build`` answers to
 
     @classmethod
@@ -134,6 +136,7 @@ class Method(nn.Module, abc.ABC):
     statistics: tuple[str, ...] = ()  # of the attention, as named in tokred.attention.STATISTICS
     biased_statistics: bool = True
     needs_cls: bool = False
+    conserves_mass: bool = True  # False: it drops or attenuates tokens, so that sizes do not add up to the input's
     random: bool = False
     trained: bool = False  # has parameters of its own that must be trained
     num_extra: int = 0  # tokens it adds to those that `keep_rate` keeps (EViT's fused token)

@@ -79,8 +79,11 @@ class Store:
         self.cells, self.timings = self.folder / "cells", self.folder / "timings"
 
     def create(self) -> "Store":
-        self.cells.mkdir(parents=True, exist_ok=True)
-        self.timings.mkdir(exist_ok=True)
+        try:
+            self.cells.mkdir(parents=True, exist_ok=True)
+            self.timings.mkdir(exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"no run folder can be made at {self.folder}: {error.strerror}; give another") from error
         return self
 
     def add(self, record: Record, predictions: dict[str, np.ndarray] | None = None) -> None:
@@ -91,10 +94,10 @@ class Store:
 
     def get(self, key: str) -> Record | None:
         path = self.cells / f"{key}.json"
-        return Record(**read_json(path)) if path.is_file() else None
+        return _read(Record, path) if path.is_file() else None
 
     def records(self) -> list[Record]:
-        return [Record(**read_json(path)) for path in sorted(self.cells.glob("*.json"))]
+        return [_read(Record, path) for path in sorted(self.cells.glob("*.json"))]
 
     def planned(self) -> list[Record]:
         """The records of the latest plan, in its order; those that are not there yet are left out."""
@@ -112,7 +115,7 @@ class Store:
         write_json(self.timings / f"{timing.name}.json", asdict(timing))
 
     def all_timings(self) -> list[Timing]:
-        return [Timing(**read_json(path)) for path in sorted(self.timings.glob("*.json"))]
+        return [_read(Timing, path) for path in sorted(self.timings.glob("*.json"))]
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -125,6 +128,15 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
+        raise ValueError(f"{path} is not a readable record ({error}); delete it and run the sweep again") from error
+
+
+def _read(kind: type[Any], path: Path) -> Any:
+    """Raises ValueError where the file holds something else, such as what another version wrote."""
+    content = read_json(path)
+    try:
+        return kind(**content)
+    except TypeError as error:
         raise ValueError(f"{path} is not a readable record ({error}); delete it and run the sweep again") from error
 
 

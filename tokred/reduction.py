@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_origin
 
-import torch
 from torch import Tensor, nn
 
 from tokred import schedule
@@ -199,7 +198,9 @@ def check_options(name: str, cls: type, options: dict[str, Any]) -> None:
             raise ValueError(f"{name} has no option {option!r}; its options are: {', '.join(known) or 'none'}")
         wanted = known[option].annotation
         if get_origin(wanted) is Literal and value not in get_args(wanted):
-            raise ValueError(f"{option} of {name} must be one of {', '.join(map(str, get_args(wanted)))}; got {value!r}")
+            raise ValueError(
+                f"{option} of {name} must be one of {', '.join(map(str, get_args(wanted)))}; got {value!r}"
+            )
         if wanted in (bool, int, float, str) and not _is_a(value, wanted):
             raise ValueError(f"{option} of {name} must be {wanted.__name__}; got {value!r}")
 
@@ -232,9 +233,9 @@ def check_fits(backbone: Backbone, method: Method) -> None:
     if method.site not in SITES:
         raise ValueError(f"{method.name}: no site {method.site!r}; there are {', '.join(SITES)}")
     if method.needs_cls and not backbone.has_cls:
+        way_out = "; with scores='received' it reads the attention each token receives" if _has_scores(method) else ""
         raise ValueError(
-            f"{method.name} reads the attention of a class token, and {type(backbone).__name__} has none here"
-            + ("; its option scores='received' runs on the attention each token receives" if _has_scores(method) else "")
+            f"{method.name} reads the attention of a class token, and {type(backbone).__name__} has none here{way_out}"
         )
 
 
@@ -284,4 +285,3 @@ def _is_a(value: Any, wanted: type) -> bool:
     if wanted is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
-

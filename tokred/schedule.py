@@ -83,18 +83,24 @@ def from_keep_rate(
         return after
 
     where = "" if layers is None else f" at layers {list(layers)}"
-    return _walk([kept(rate) for rate in rates], stage, allow_clip=allow_clip, spec=f"keep_rate={_plain(keep_rate)}{where}")
+    return _walk(
+        [kept(rate) for rate in rates], stage, allow_clip=allow_clip, spec=f"keep_rate={_plain(keep_rate)}{where}"
+    )
 
 
 def from_tokens(tokens: Sequence[int], stage: Stage, *, allow_clip: bool) -> Schedule:
     """``tokens[l]`` are to leave layer l, prefix included."""
     if len(tokens) != stage.depth:
-        raise ValueError(f"tokens must name one count for each of the {stage.depth} layers; got {len(tokens)}: {_plain(tokens)}")
+        raise ValueError(
+            f"tokens must name one count for each of the {stage.depth} layers; got {len(tokens)}: {_plain(tokens)}"
+        )
     before = (stage.num_tokens, *tokens[:-1])
     for layer, (num, keep) in enumerate(zip(before, tokens, strict=True)):
         if keep > num:
             raise ValueError(f"tokens[{layer}] is {keep}, but only {num} tokens reach layer {layer}; lower it")
-    return _walk([lambda _, keep=keep: keep for keep in tokens], stage, allow_clip=allow_clip, spec=f"tokens={_plain(tokens)}")
+    return _walk(
+        [lambda _, keep=keep: keep for keep in tokens], stage, allow_clip=allow_clip, spec=f"tokens={_plain(tokens)}"
+    )
 
 
 def solve_budget(
@@ -215,9 +221,7 @@ def _tokens(removed: Sequence[int], stage: Stage) -> tuple[int, ...]:
     return tuple(stage.num_tokens - gone for gone in accumulate(removed))
 
 
-def _shaped(
-    amount: float, stage: Stage, weights: list[float], as_share: bool, *, clip: bool = True
-) -> tuple[int, ...]:
+def _shaped(amount: float, stage: Stage, weights: list[float], as_share: bool, *, clip: bool = True) -> tuple[int, ...]:
     """``amount`` in 0..1: of the tokens there (shares), or of the input's tokens in the heaviest layer (numbers).
 
     With ``clip``, as much as the method can do where it cannot do all: a shape is a way to spend a budget.
@@ -235,7 +239,9 @@ def _shaped(
 
 def _feasible(tokens: Sequence[int], stage: Stage) -> bool:
     before = (stage.num_tokens, *tokens[:-1])
-    return all(keep == num or (keep < num and keep >= stage.fewest(num)) for num, keep in zip(before, tokens, strict=True))
+    return all(
+        keep == num or (keep < num and keep >= stage.fewest(num)) for num, keep in zip(before, tokens, strict=True)
+    )
 
 
 def _walk(asked: Sequence[Callable[[int], int]], stage: Stage, *, allow_clip: bool, spec: str) -> Schedule:

@@ -8,6 +8,7 @@ Dimension key: B batch, N tokens, C channels, T frames, H height, W width.
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,13 +20,15 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
+from omegaconf.errors import OmegaConfBaseException
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from tokred.backbone import create_backbone
 from tokred.data.moving_shapes import DIRECTIONS, FILLS, Clip, clip_tensor, make_clip
-from tokred.registry import BACKBONES
 from tokred.transformer import VideoTransformer
+from tokred.weights import load_strictly, read_state
 
 
 @dataclass
@@ -33,6 +36,7 @@ class TrainConfig:
     model: str = "mini_mean"
     out: str = "backbones/weights/${model}.safetensors"
     init: str | None = None  # weights to start from
+    resume: str | None = None  # a checkpoint of a run that was stopped
     steps: int = 2500
     batch_size: int = 32
     learning_rate: float = 1.5e-3
@@ -74,15 +78,16 @@ def lesson(clip: Clip, grid: tuple[int, int, int]) -> Lesson:
 
 
 class GrowingClips(Dataset):
-    """Training clips by index; those of the first ``ramp`` steps are easier."""
+    """Training clips by index, from ``start`` on; those before ``ramp_clips`` are easier."""
 
-    def __init__(self, num_clips: int, ramp_clips: int, seed: int, grid: tuple[int, int, int]):
-        self.num_clips, self.ramp_clips, self.seed, self.grid = num_clips, ramp_clips, seed, grid
+    def __init__(self, start: int, stop: int, ramp_clips: int, seed: int, grid: tuple[int, int, int]):
+        self.start, self.stop, self.ramp_clips, self.seed, self.grid = start, stop, ramp_clips, seed, grid
 
     def __len__(self) -> int:
-        return self.num_clips
+        return self.stop - self.start
 
     def __getitem__(self, index: int) -> Lesson:
+        index += self.start
         difficulty = min(1.0, index / self.ramp_clips) if self.ramp_clips else 1.0
         return lesson(make_clip(f"train-{self.seed}", index, difficulty=difficulty), self.grid)
 
@@ -108,6 +113,9 @@ class Training(L.LightningModule):
         dim = model.pool_norm.normalized_shape[0]
         self.of_clip = nn.Linear(dim, len(FILLS) + len(DIRECTIONS))
         self.of_token = nn.Linear(dim, len(FILLS) + 1 + len(MOTIONS) + 1)
+        # five tokens of six show background, one of twenty the traveller
+        self.register_buffer("pattern_weight", torch.tensor([1.0] * len(FILLS) + [0.1]))
+        self.register_buffer("motion_weight", torch.tensor([1.0] * len(DIRECTIONS) + [0.5] * 2 + [0.1]))
 
     def training_step(self, batch: Lesson, step: int) -> Tensor:
         tokens = self.model.last_tokens(batch.clip)
@@ -118,7 +126,8 @@ class Training(L.LightningModule):
         loss_clip = loss_clip + F.cross_entropy(direction, batch.label % len(DIRECTIONS))
         x_BNC = self.model.normed(tokens).x_BNC[:, tokens.prefix :]
         pattern, motion = self.of_token(x_BNC).split([len(FILLS) + 1, len(MOTIONS) + 1], -1)
-        loss_token = F.cross_entropy(pattern.mT, batch.pattern_N) + F.cross_entropy(motion.mT, batch.motion_N)
+        loss_token = F.cross_entropy(pattern.mT, batch.pattern_N, weight=self.pattern_weight)
+        loss_token = loss_token + F.cross_entropy(motion.mT, batch.motion_N, weight=self.motion_weight)
         self.log_dict({"loss": loss, "loss_clip": loss_clip, "loss_token": loss_token}, prog_bar=True)
         return loss + 0.5 * loss_clip + loss_token
 
@@ -145,10 +154,12 @@ class Training(L.LightningModule):
 def train(config: TrainConfig) -> Path:
     """Trains, writes the weights (without the extra heads) as safetensors, and returns their path."""
     L.seed_everything(config.seed)
-    model = BACKBONES["mini"].build(config.model)
-    if config.init:
-        model.load_state_dict(load_file(config.init), strict=False)
-    clips = GrowingClips(config.steps * config.batch_size, config.ramp * config.batch_size, config.seed, model.grid)
+    model = create_backbone(config.model, weights="random")
+    if config.init:  # what the other model has, the class token aside
+        load_strictly(model, model.state_dict() | read_state(config.init), config.init)
+    done = torch.load(config.resume, weights_only=True)["global_step"] if config.resume else 0
+    start, stop, ramp = (steps * config.batch_size for steps in (done, config.steps, config.ramp))
+    clips = GrowingClips(start, stop, ramp, config.seed, model.grid)
     # in order, not shuffled: every index is another draw, and the ramp follows the index
     loader = DataLoader(clips, config.batch_size, num_workers=config.workers)
     validation = DataLoader(ValidationClips(config.num_validation), 64, num_workers=config.workers)
@@ -162,7 +173,7 @@ def train(config: TrainConfig) -> Path:
         log_every_n_steps=20,
         enable_progress_bar=config.progress,
     )
-    trainer.fit(Training(model, config), loader, validation)
+    trainer.fit(Training(model, config), loader, validation, ckpt_path=config.resume)
     path = Path(config.out)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, path)
@@ -170,6 +181,19 @@ def train(config: TrainConfig) -> Path:
 
 
 def main(argv: list[str]) -> int:
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.from_cli(argv)))
-    print(f"wrote {train(config)}")
+    """``python train.py``: a user's mistake is one line, not a traceback."""
+    if argv[:1] in (["--help"], ["-h"]):
+        print(
+            "usage: python train.py [KEY=VALUE ...]",
+            OmegaConf.to_yaml(OmegaConf.structured(TrainConfig)),
+            sep="\n",
+            end="",
+        )
+        return 0
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.from_cli(argv)))
+        print(f"wrote {train(config)}")
+    except (ValueError, OmegaConfBaseException) as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
     return 0

@@ -101,11 +101,14 @@ class VideoTransformer(Backbone):
         super().__init__()
         _check_divides(img_size=img_size, patch_size=patch_size, num_frames=num_frames, tubelet=tubelet)
         if embed_dim % num_heads:
-            raise ValueError(f"embed_dim must be a multiple of num_heads; got embed_dim={embed_dim}, num_heads={num_heads}")
+            raise ValueError(
+                f"embed_dim must be a multiple of num_heads; got embed_dim={embed_dim}, num_heads={num_heads}"
+            )
         self.depth, self.num_heads = depth, num_heads
         self.sample_shape = (num_frames, 3, img_size, img_size)
         self.grid = (num_frames // tubelet, img_size // patch_size, img_size // patch_size)
         self.has_cls, self.prefix = class_token, int(class_token)
+        self.gives_classes = num_classes > 0
         num_patches = self.grid[0] * self.grid[1] * self.grid[2]
         self.num_tokens = num_patches + self.prefix
         self.encoder = Encoder(embed_dim, depth, num_heads, mlp_ratio, tubelet, patch_size)

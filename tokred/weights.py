@@ -20,7 +20,11 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"no weights at {path}; give the path of a .safetensors or .pth file, or weights=random")
     try:
-        loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        loaded = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than tensors and is not loaded, since unpickling can run code; save its state dict as "
@@ -28,7 +32,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a readable checkpoint ({reason}); it may be cut short: fetch it again") from error
+        raise ValueError(
+            f"{path} is not a readable checkpoint ({reason}); it may be cut short: fetch it again"
+        ) from error
     for entry in ("model", "module", "state_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(entry), Mapping):
             loaded = loaded[entry]

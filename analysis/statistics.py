@@ -1,0 +1,139 @@
+"""How sure a number is: intervals and paired tests over per-sample results.
+
+Two cells of a sweep see the same samples, so their difference is judged on the samples on which they disagree. At 6 %
+disagreement that needs five times fewer samples than two separate intervals would.
+
+Dimension key: S seeds, N samples.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.stats import binom
+
+from tokred.record import wilson
+
+Z = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share (0..1) or a difference of two (-1..1), with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def discordant(correct_N: np.ndarray, reference_N: np.ndarray) -> tuple[int, int]:
+    """How many samples only the first has right, and how many only the second."""
+    first_N, second_N = np.asarray(correct_N, bool), np.asarray(reference_N, bool)
+    if first_N.shape != second_N.shape or first_N.ndim != 1:
+        raise ValueError(f"two results on the same samples are paired; got shapes {first_N.shape} and {second_N.shape}")
+    return int(np.sum(first_N & ~second_N)), int(np.sum(~first_N & second_N))
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """The two-sided p of McNemar's test from the binomial distribution; conservative. 1 where nothing is discordant.
+
+    >>> round(mcnemar_exact(31, 14), 6)
+    0.016094
+    """
+    return min(1.0, float(2 * binom.cdf(min(only_first, only_second), only_first + only_second, 0.5)))
+
+
+def mcnemar_mid_p(only_first: int, only_second: int) -> float:
+    """The mid-p of McNemar's test, which keeps to its level better than the exact p (Fagerland et al. 2013).
+
+    >>> round(mcnemar_mid_p(31, 14), 6)
+    0.011352
+    """
+    fewer, total = min(only_first, only_second), only_first + only_second
+    return min(1.0, float(2 * binom.cdf(fewer, total, 0.5) - binom.pmf(fewer, total, 0.5)))
+
+
+def agresti_min(only_first: int, only_second: int, num_samples: int) -> tuple[float, float]:
+    """The 95 % interval of a paired difference: Wald's after 0.5 is added to the four cells (Agresti and Min 2005).
+
+    >>> [round(end, 4) for end in agresti_min(31, 14, 1000)]
+    [0.0037, 0.0302]
+    """
+    total = num_samples + 2
+    difference, spread = only_first - only_second, only_first + only_second + 1
+    half = Z * math.sqrt(spread - difference**2 / total)
+    return max(-1.0, (difference - half) / total), min(1.0, (difference + half) / total)
+
+
+def paired_difference(correct_N: np.ndarray, reference_N: np.ndarray) -> Estimate:
+    """The first share correct minus the second. Where no sample is discordant: 0 with the rule of three, 3/N."""
+    only_first, only_second = discordant(correct_N, reference_N)
+    num_samples = _at_least_one(len(correct_N))
+    value = (only_first - only_second) / num_samples
+    if only_first + only_second == 0:
+        return _within(value, 3 / num_samples, -1.0, 1.0)
+    return Estimate(value, *agresti_min(only_first, only_second, num_samples))
+
+
+def accuracy(num_correct: int, num_samples: int) -> Estimate:
+    """The share correct with Wilson's interval."""
+    value = num_correct / _at_least_one(num_samples)
+    low, high = wilson(num_correct, num_samples)
+    return Estimate(value, min(low, value), max(high, value))  # rounding puts wilson(0, 3)'s low end at 5e-17
+
+
+def accuracy_over_seeds(correct_SN: np.ndarray) -> Estimate:
+    """The mean over seeds of the share correct; the interval is over samples and seeds (see ``standard_error``)."""
+    correct_SN = np.asarray(correct_SN, float)
+    num_samples, value = _at_least_one(correct_SN.shape[1]), float(correct_SN.mean())
+    error = standard_error(correct_SN)
+    if error == 0:  # every sample right, or every sample wrong: a zero-width interval would claim too much
+        return replace(accuracy(round(value * num_samples), num_samples), value=value)
+    return _within(value, Z * error, 0.0, 1.0)
+
+
+def paired_difference_over_seeds(correct_SN: np.ndarray, reference_N: np.ndarray) -> Estimate:
+    """The mean over seeds of the share correct, minus the reference's. Where nothing varies: the rule of three."""
+    difference_SN = np.asarray(correct_SN, float) - np.asarray(reference_N, float)
+    num_samples, error = _at_least_one(difference_SN.shape[1]), standard_error(difference_SN)
+    return _within(float(difference_SN.mean()), Z * error if error else 3 / num_samples, -1.0, 1.0)
+
+
+def standard_error(values_SN: np.ndarray) -> float:
+    """The standard error of the mean of ``values_SN`` over new samples and new seeds.
+
+    The spread over samples of the seeds' mean already holds each sample's own seed noise. Added is only what the seeds
+    change on all samples together: the variance of the seeds' means beyond that noise.
+    """
+    num_seeds, num_samples = values_SN.shape
+    samples = values_SN.mean(axis=0).var(ddof=1) / num_samples if num_samples > 1 else 0.0
+    if num_seeds == 1:
+        return math.sqrt(samples)
+    common = values_SN.mean(axis=1).var(ddof=1) - values_SN.var(axis=0, ddof=1).mean() / num_samples
+    return math.sqrt(samples + max(0.0, common) / num_seeds)
+
+
+def seed_sd(correct_SN: np.ndarray) -> float | None:
+    """The standard deviation over seeds of the share correct; None for one seed."""
+    return float(np.mean(correct_SN, axis=1).std(ddof=1)) if len(correct_SN) > 1 else None
+
+
+def median_interval(values: np.ndarray) -> Estimate:
+    """The median with the 95 % interval from order statistics; of fewer than six values their whole range.
+
+    >>> median_interval(np.arange(1, 21))
+    Estimate(value=10.5, low=6.0, high=15.0)
+    """
+    ordered = np.sort(np.asarray(values, float))
+    rank = max(1, int(binom.ppf(0.025, len(ordered), 0.5)))
+    return Estimate(float(np.median(ordered)), float(ordered[rank - 1]), float(ordered[-rank]))
+
+
+def _within(value: float, half: float, lowest: float, highest: float) -> Estimate:
+    return Estimate(value, max(lowest, value - half), min(highest, value + half))
+
+
+def _at_least_one(num_samples: int) -> int:
+    if num_samples < 1:
+        raise ValueError("an estimate needs at least one sample; got none")
+    return num_samples

@@ -1,0 +1,183 @@
+"""The command line: ``tokred sweep ...`` (in a clone: ``python sweep.py ...``) and ``tokred list``.
+
+Exit codes: 0 all cells done (or refused with a reason), 2 the command cannot be understood, 3 some cells failed, 4 all did.
+"""
+
+import fnmatch
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from tokred.reduction import method_options
+from tokred.registry import BACKBONES, METHODS, Registry, load_file
+
+USAGE = """\
+usage: tokred sweep [KEY=VALUE ...]   compare methods: accuracy, MACs, speed   (in a clone: python sweep.py [KEY=VALUE ...])
+       tokred list [PATTERN]          methods and backbones, a line each
+"""
+
+HELP = """\
+python sweep.py [KEY=VALUE ...]        (installed: tokred sweep [KEY=VALUE ...])
+
+Compares token-reduction methods: accuracy with intervals, exact MACs, measured speed-up. Every combination of the
+axes is a cell; the unreduced model is always run with them. The same command again goes on where it was.
+
+  python sweep.py "methods=[vid_tldr,tome]"
+  python sweep.py "methods=[tome,evit]" "backbones=[timm/vit_small_patch16_224]" data=image_folder data.root=PICTURES
+  python sweep.py "methods=[vid_tldr]" "backbones=[umt_base_patch16_224]" "r=[[600,200,100]]" weights=random \\
+      data=video_folder data.root=VIDEOS
+
+Axes: give one value, or a list of values.
+  methods      names, or all (below)
+  options      options.METHOD.NAME=VALUE, as options.tome.proportional_attention=[true,false]
+  backbones    names (below); sizes.NAME=VALUE overrides their dimensions, as sizes.num_frames=8
+  weights      pretrained, random, or the path of a .safetensors or .pth file
+  How much, one of:
+  budget       shares of the unreduced model's MACs, the method's own included: budget=[0.8,0.5]
+  r            tokens removed in each layer; below 1, a share of them: r=[8,13]; one number for each layer: r=[[600,200]]
+  keep_rate    share of the tokens kept at each of layers: keep_rate=[0.7] layers=[3,6,9]
+  tokens       tokens that leave each layer: tokens=[[256,128,128,64,64,64]]
+  shape        of budgets: {shapes}
+  layers       where tokens go, from 0: layers=[3,6,9], or a list of such lists
+  seeds        how many draws of a random method: seeds=3
+
+Data: data=NAME data.KEY=VALUE
+{data}
+Others: batch_size, workers, device (auto, cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), timing.rounds (0: none),
+  timing.batch_size, allow_clip, out (run folder), plugins (Python files of your own), experiment=NAME ({experiments})
+
+{plugins}"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command ``tokred``."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["sweep"]:
+        return sweep(words[1:])
+    if words[:1] == ["list"]:
+        return _guarded(lambda: _list(words[1:]))
+    print(USAGE, end="", file=sys.stdout if words[:1] in (["--help"], ["-h"], []) else sys.stderr)
+    return 0 if words[:1] in (["--help"], ["-h"], []) else 2
+
+
+def sweep(words: Sequence[str]) -> int:
+    """``python sweep.py``: runs a sweep and shows what came out."""
+    if any(word in ("--help", "-h") for word in words):
+        return _guarded(_help)
+    return _guarded(lambda: _sweep(words))
+
+
+def _guarded(command) -> int:
+    """A user's mistake is one line, not a traceback."""
+    try:
+        return command()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the finished cells are kept: the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _sweep(words: Sequence[str]) -> int:
+    from tokred.data import create_data
+    from tokred.record import Store, key_of
+    from tokred.sweeps.config import read_config
+    from tokred.sweeps.plan import make_plan
+    from tokred.sweeps.run import device_of, run_plan
+
+    config = read_config(words)
+    for path in config.plugins:
+        load_file(path)
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+    device_of(config)
+    data = create_data(**config.data)
+    plan = make_plan(config, data)
+    keys = [cell.key for group in plan for cell in group.cells]
+    out = Path(config.out) if config.out else Path("runs") / f"{config.data['name']}-{key_of(keys)[:8]}"
+    store = Store(out).create()
+    _say(console, f"{len(keys)} cells, {len(data)} samples each, on {device_of(config)}; records in {out}")
+    tally = run_plan(plan, config, data, store, console)
+    if tally.kept:
+        _say(console, f"{tally.kept} of {len(keys)} cells were there already and were not run again")
+    _show(store, console)
+    if tally.failed:
+        return 4 if tally.done == 0 else 3
+    return 0
+
+
+def _show(store, console: Console) -> None:
+    from tokred.analysis.pareto import save_pareto
+    from tokred.analysis.table import print_table, rows, write_csv
+
+    found = rows(store)
+    print_table(found, console)
+    write_csv(found, store.folder / "results.csv")
+    figures = save_pareto(found, store.folder)
+    written = [store.folder / "results.csv", *(path for path in figures if path.suffix != ".csv")]
+    _say(console, "written: " + ", ".join(str(path) for path in written))
+
+
+def _say(console: Console, text: str) -> None:
+    """A line as it is: no markup, and paths are not broken."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _help() -> int:
+    from tokred.data import DATA
+    from tokred.schedule import SHAPES
+    from tokred.sweeps.config import experiments
+
+    data = "".join(f"  {name:<14} {_about(cls)}\n" for name, cls in DATA.items())
+    names = ", ".join(experiments())
+    print(HELP.format(shapes=", ".join(SHAPES), data=data, experiments=names, plugins=_plugins("*")))
+    return 0
+
+
+def _list(words: Sequence[str]) -> int:
+    if len(words) > 1:
+        raise ValueError(f"tokred list takes one pattern at most, as tokred list 'timm/*small*'; got {' '.join(words)}")
+    found = _plugins(words[0] if words else "*", every=bool(words))
+    if not found:
+        raise ValueError(f"no method or backbone matches {words[0]!r}; tokred list shows them all")
+    print(found)
+    return 0
+
+
+def _plugins(pattern: str, *, every: bool = False) -> str:
+    """Methods and backbones, a line each; families of very many names as one line, unless ``every``."""
+    methods = [_method_line(cls) for cls in METHODS if fnmatch.fnmatch(cls.name, pattern)]
+    backbones = []
+    for family in BACKBONES:
+        names = [name for name in family.names() if fnmatch.fnmatch(name, pattern)]
+        about = _about(sys.modules[family.__module__])
+        if len(names) > 10 and not every:
+            start = names[0].split("/")[0]
+            backbones.append(f"  {start + '/NAME':<22} {about} ({len(names)} names: tokred list '{start}/*')")
+        else:
+            backbones.extend(f"  {name:<22} {about}" for name in names)
+    broken = [
+        f"  {label}: {error}" for registry in (METHODS, BACKBONES) for label, error in _loaded(registry).broken.items()
+    ]
+    parts = {"Methods (and their options):": methods, "Backbones:": backbones, "Plugins that did not load:": broken}
+    return "\n".join("\n".join([title, *lines]) for title, lines in parts.items() if lines)
+
+
+def _method_line(cls: type) -> str:
+    options = ", ".join(method_options(cls))
+    return f"  {cls.name:<14} {_about(sys.modules[cls.__module__])}" + (f" [{options}]" if options else "")
+
+
+def _loaded(registry: Registry) -> Registry:
+    registry.names()
+    return registry
+
+
+def _about(thing: object) -> str:
+    """The first line of its docstring, without the preprint's number and marks of code."""
+    line = (thing.__doc__ or "").strip().split("\n")[0].replace("``", "")
+    return re.sub(r",? arXiv [\d.]+", "", line)

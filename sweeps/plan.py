@@ -1,0 +1,216 @@
+"""From axes to cells: every combination once, checked before anything is run or written.
+
+A cell that a method or backbone cannot run stays in the plan, with the reason; a plan in which nothing can be run is an error.
+"""
+
+import hashlib
+import inspect
+import itertools
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tokred
+from tokred import Backbone, Method
+from tokred.data import DataSource
+from tokred.record import key_of
+from tokred.reduction import check_options, create_method, plan_schedule
+from tokred.registry import METHODS
+from tokred.schedule import Schedule
+from tokred.sweeps.config import SweepConfig
+from tokred.weights import digest
+
+RANDOM_WEIGHTS_SEED = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of the axes: ``spec`` says which, ``key`` what determines its result. ``refused``: why it cannot run."""
+
+    key: str
+    spec: dict[str, Any]
+    schedule: Schedule | None
+    refused: str | None = None
+
+    @property
+    def label(self) -> str:
+        amount = self.spec["schedule"]["amount"]
+        return (
+            self.spec["method"] if amount is None else f"{self.spec['method']} {self.spec['schedule']['kind']} {amount}"
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """The cells of one backbone with one set of weights; the unreduced model comes first."""
+
+    backbone: str
+    weights: str
+    metric: str  # accuracy, or agreement with the unreduced model
+    why: str  # why agreement; else empty
+    cells: tuple[Cell, ...]
+
+
+def make_plan(config: SweepConfig, data: DataSource) -> list[Group]:
+    """Raises ValueError where a name, option, checkpoint or data set is wrong, or no reduced cell can run."""
+    methods = _methods(config)
+    groups = [_group(config, data, name, weights, methods) for name in config.backbones for weights in config.weights]
+    reduced = [cell for group in groups for cell in group.cells if cell.spec["method"] != "none"]
+    if reduced and all(cell.refused for cell in reduced):
+        raise ValueError(f"nothing can be run: {reduced[0].label}: {reduced[0].refused}")
+    return groups
+
+
+def build_backbone(config: SweepConfig, data: DataSource, name: str, weights: str) -> Backbone:
+    """The backbone as the sweep runs it. Random weights are drawn from a fixed seed; a backbone that gives features where
+    the weights are random gets a classifier for the classes of the data."""
+    sizes = dict(config.sizes)
+    if weights == "random" and name.startswith("umt") and "num_classes" not in sizes:
+        sizes["num_classes"] = max(2, len(data.classes))
+    with torch.random.fork_rng():
+        torch.manual_seed(RANDOM_WEIGHTS_SEED)
+        try:
+            return tokred.create_backbone(name, weights=weights, **sizes)
+        except ValueError:
+            raise
+        except Exception as error:  # of sizes that do not go together a backbone can raise anything
+            given = ", ".join(f"{size}={value}" for size, value in sizes.items()) or "no sizes given"
+            raise ValueError(f"{name} cannot be made ({given}): {type(error).__name__}: {error}") from error
+
+
+def build_method(cell: Cell) -> Method:
+    options = dict(cell.spec["options"])
+    if cell.spec["seed"] is not None:
+        options["seed"] = cell.spec["seed"]
+    return create_method(cell.spec["method"], **options)
+
+
+def _methods(config: SweepConfig) -> list[tuple[str, dict[str, Any]]]:
+    """(method, options) for every method and every combination of its options that are lists."""
+    names = tokred.list_methods() if config.methods == ["all"] else config.methods
+    for name in [*names, *config.options]:
+        METHODS[name]  # an unknown one raises here
+    found = []
+    for name in names:
+        if name == "none":
+            continue
+        options = config.options.get(name, {})
+        axes = [value if isinstance(value, list) else [value] for value in options.values()]
+        for values in itertools.product(*axes):
+            chosen = dict(zip(options, values, strict=True))
+            check_options(name, METHODS[name], chosen)
+            found.append((name, chosen))
+    return found
+
+
+def _group(
+    config: SweepConfig, data: DataSource, name: str, weights: str, methods: list[tuple[str, dict[str, Any]]]
+) -> Group:
+    backbone = build_backbone(config, data, name, weights)
+    data.check_shape(backbone.sample_shape)
+    metric, why = _metric(backbone, data, weights)
+    fixed = {
+        "backbone": name,
+        "sizes": config.sizes,
+        "weights": weights,
+        "data": data.description(),
+        "precision": config.precision,
+    }
+    identity = {
+        "weights": digest(backbone),
+        "data": data.digest(),
+        "preprocess": str(backbone.preprocess()),
+        "metric": metric,
+        "tokred": tokred.__version__,
+    }
+    cells = [_cell(backbone, fixed, identity, "none", {}, _amount(None, None, None, None), None, config)]
+    for method, options in methods:
+        for amount in _all_amounts(config):
+            for seed in _seeds(method, options, config):
+                cells.append(_cell(backbone, fixed, identity, method, options, amount, seed, config))
+    return Group(name, weights, metric, why, tuple({cell.key: cell for cell in cells}.values()))
+
+
+def _metric(backbone: Backbone, data: DataSource, weights: str) -> tuple[str, str]:
+    """Accuracy only where the labels can be those that the model was trained on."""
+    if not backbone.gives_classes:
+        raise ValueError(
+            "the backbone gives a feature and no classes, so there is nothing to predict; add sizes.num_classes=K, with "
+            "weights that hold the classifier (or weights=random)"
+        )
+    if weights == "random":
+        return "agreement", "the weights are random"
+    if not data.has_labels:
+        return "agreement", "the data has no labels"
+    num_outputs = _num_outputs(backbone)
+    if data.classes and len(data.classes) != num_outputs:
+        return "agreement", f"the data has {len(data.classes)} classes, the model tells {num_outputs} apart"
+    highest = -1 if data.classes else max(data.label(index) for index in range(len(data)))
+    if highest >= num_outputs:
+        return "agreement", f"the data has labels up to {highest}, the model tells {num_outputs} classes apart"
+    return "accuracy", ""
+
+
+def _num_outputs(backbone: Backbone) -> int:
+    parameter = next(backbone.parameters())
+    with torch.inference_mode():
+        return backbone(torch.zeros(1, *backbone.sample_shape, device=parameter.device)).shape[-1]
+
+
+def _all_amounts(config: SweepConfig) -> Iterator[dict[str, Any]]:
+    for (kind, amount), layers in itertools.product(config.amounts, config.layers):
+        for shape in config.shape if kind == "budget" else [None]:
+            yield _amount(kind, amount, shape, layers)
+
+
+def _amount(kind: str | None, amount: Any, shape: str | None, layers: list[int] | None) -> dict[str, Any]:
+    return {"kind": kind or "none", "amount": amount, "shape": shape, "layers": layers}
+
+
+def _seeds(method: str, options: dict[str, Any], config: SweepConfig) -> list[int | None]:
+    """Several draws of a random method, unless its seed was given as an option."""
+    return list(range(config.seeds)) if create_method(method, **options).random and "seed" not in options else [None]
+
+
+def _cell(
+    backbone: Backbone,
+    fixed: dict[str, Any],
+    identity: dict[str, Any],
+    method: str,
+    options: dict[str, Any],
+    amount: dict[str, Any],
+    seed: int | None,
+    config: SweepConfig,
+) -> Cell:
+    spec = {"method": method, "options": options, **fixed, "schedule": amount, "seed": seed}
+    content = {
+        **identity,
+        # of weights and data, the contents count and not the paths
+        "cell": {**spec, "weights": None, "data": {**fixed["data"], "root": None, "csv": None}},
+        "method": _source_hash(METHODS[method]),
+        "family": _source_hash(type(backbone)),
+    }
+    try:
+        plan = _schedule(backbone, create_method(method, **options), amount, config.allow_clip)
+    except ValueError as error:
+        return Cell(key_of({**content, "tokens": None}), spec, None, str(error))
+    return Cell(key_of({**content, "tokens": plan.tokens}), spec, plan)
+
+
+def _schedule(backbone: Backbone, method: Method, amount: dict[str, Any], allow_clip: bool) -> Schedule:
+    if amount["kind"] == "none":
+        return plan_schedule(backbone, method)
+    given: dict[str, Any] = {amount["kind"]: amount["amount"], "layers": amount["layers"]}
+    if amount["shape"] is not None:
+        given["shape"] = amount["shape"]
+    return plan_schedule(backbone, method, allow_clip=allow_clip, **given)
+
+
+def _source_hash(cls: type) -> str:
+    """Of the file a plugin is in: a method that was changed is another one."""
+    path = inspect.getsourcefile(sys.modules[cls.__module__])
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else cls.__qualname__

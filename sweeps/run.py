@@ -1,0 +1,289 @@
+"""Runs a plan: cell by cell to a record, then the timing of each backbone's cells, interleaved."""
+
+import logging
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import numpy as np
+import timm
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import tokred
+from tokred import Backbone, ReducedModel, timing
+from tokred.data import DataSource
+from tokred.lit import EvaluationData, Predictions, arrays, evaluate
+from tokred.record import Record, Store, Timing, key_of, wilson, write_json
+from tokred.sweeps.config import SweepConfig
+from tokred.sweeps.plan import Cell, Group, build_backbone, build_method
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How the cells of a plan stand."""
+
+    done: int
+    refused: int
+    failed: int
+    kept: int  # of all these, records that were there before
+
+
+def run_plan(plan: Sequence[Group], config: SweepConfig, data: DataSource, store: Store, console: Console) -> Tally:
+    """Runs what has no record yet; each finished cell is on disk before the next begins."""
+    cells = [cell for group in plan for cell in group.cells]
+    write_json(store.folder / "plan.json", {"keys": [cell.key for cell in cells]})
+    kept = sum(_finished(cell, store) for cell in cells)
+    with _quiet(), _progress(console) as progress:
+        for number, group in enumerate(plan, start=1):
+            _run_group(group, config, data, store, progress, f"{group.backbone} ({number}/{len(plan)})")
+    statuses = [record.status for cell in cells if (record := store.get(cell.key)) is not None]
+    failed = statuses.count("failed") + statuses.count("invalid")
+    return Tally(statuses.count("done"), statuses.count("refused"), failed, kept)
+
+
+def _finished(cell: Cell, store: Store) -> bool:
+    """A cell that failed is tried again."""
+    record = store.get(cell.key)
+    return record is not None and record.status != "failed"
+
+
+def device_of(config: SweepConfig) -> str:
+    """Raises ValueError where the device that was asked for is not there."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda was asked for, but torch sees no CUDA device; use device=cpu or device=auto")
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    if device == "cpu" and config.precision == "16-mixed":  # Lightning would take bf16-mixed in its place
+        raise ValueError("precision=16-mixed needs CUDA; on a CPU use precision=bf16-mixed or 32-true")
+    return device
+
+
+def _run_group(
+    group: Group, config: SweepConfig, data: DataSource, store: Store, progress: Progress, title: str
+) -> None:
+    open_cells = [cell for cell in group.cells if not _finished(cell, store)]
+    if not open_cells and not (config.timing.rounds and _untimed(group, config, store)):
+        return
+    backbone = build_backbone(config, data, group.backbone, group.weights).to(device_of(config))
+    samples = EvaluationData(data, backbone, batch_size=config.batch_size, num_workers=config.workers)
+    total = len(open_cells) * len(samples.batches)
+    task = progress.add_task(title, total=total)
+    for cell in open_cells:
+        progress.update(task, description=f"{title}: {cell.label}")
+        record = run_cell(cell, group, backbone, samples, config, store, on_batch=lambda: progress.advance(task))
+        if progress.disable:  # no terminal to draw a bar on
+            progress.console.print(f"{title}: {cell.label}: {record.status}", highlight=False)
+    progress.update(task, description=f"{title}: accuracy", completed=total)
+    untimed = _untimed(group, config, store) if config.timing.rounds else []
+    if untimed:
+        _time(untimed, group, backbone, samples, config, store, progress, title)
+
+
+def run_cell(
+    cell: Cell,
+    group: Group,
+    backbone: Backbone,
+    samples: EvaluationData,
+    config: SweepConfig,
+    store: Store,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Record:
+    """One cell to one record in the store; what goes wrong in it is its record's reason."""
+    kept = None
+    try:
+        status, reason, result, kept = _evaluated(cell, group, backbone, samples, config, store, on_batch)
+    except Exception as error:  # a plugin or a file can raise anything; the sweep goes on
+        text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        status, reason, result = "failed", text, {}
+    record = Record(cell.key, cell.spec, status, reason, result, conditions_of(config))
+    store.add(record, kept)
+    return record
+
+
+def _evaluated(
+    cell: Cell,
+    group: Group,
+    backbone: Backbone,
+    samples: EvaluationData,
+    config: SweepConfig,
+    store: Store,
+    on_batch: Callable[[], None],
+) -> tuple[str, str | None, dict[str, Any], dict[str, np.ndarray] | None]:
+    """Status, reason, result and predictions."""
+    if cell.refused is not None or cell.schedule is None:
+        return "refused", cell.refused, {}, None
+    model = ReducedModel(backbone, build_method(cell), cell.schedule).eval()
+    predictions = evaluate(model, samples, device=device_of(config), precision=config.precision, on_batch=on_batch)
+    if predictions.invalid:
+        first = ", ".join(map(str, predictions.invalid[:5]))
+        return "invalid", f"the logits of {len(predictions.invalid)} samples are not finite (indices {first})", {}, None
+    kept = arrays(predictions, _reference(cell, group, predictions, store))
+    return "done", None, _result(model, group, predictions, kept), kept
+
+
+def conditions_of(config: SweepConfig) -> dict[str, Any]:
+    """Where and with what a record was made."""
+    device = device_of(config)
+    return {
+        "tokred": tokred.__version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "lightning": lightning.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "precision": config.precision,
+        "batch_size": config.batch_size,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _reference(cell: Cell, group: Group, predictions: Predictions, store: Store) -> dict[int, int] | None:
+    """What the unreduced model predicts, by sample, where that takes the place of labels."""
+    if group.metric == "accuracy":
+        return None
+    first = group.cells[0]
+    if cell.key == first.key:
+        return dict(zip(predictions.index_N.tolist(), predictions.prediction_N.tolist(), strict=True))
+    if not store.predictions_path(first.key).is_file():
+        raise ValueError("there is no unreduced model to agree with: its own cell failed")
+    unreduced = store.predictions(first.key)
+    return dict(zip(unreduced["index"].tolist(), unreduced["prediction"].tolist(), strict=True))
+
+
+def _result(model: ReducedModel, group: Group, predictions: Predictions, kept: dict[str, np.ndarray]) -> dict[str, Any]:
+    target = kept["reference"] if group.metric == "agreement" else kept["label"]
+    right, total = int((kept["prediction"] == target).sum()), len(target)
+    cost, unreduced = model.cost(), model.unreduced_cost()
+    return {
+        "metric": group.metric,
+        "why_agreement": group.why,
+        "num_samples": total,
+        "num_correct": right,
+        "value": right / total,
+        "interval": list(wilson(right, total)),
+        "num_broken": len(predictions.problems),
+        "broken": [list(problem) for problem in predictions.problems[:100]],
+        "num_input_tokens": model.schedule.num_input_tokens,
+        "tokens": list(model.schedule.tokens),
+        "requested_tokens": list(model.schedule.requested),
+        "gmacs": cost.gmacs,
+        "gmacs_unreduced": unreduced.gmacs,
+        "gmacs_reduction": cost.gmacs_reduction,
+        "gmacs_by_part": cost.by_part,
+        "gmacs_by_layer": cost.by_layer,
+    }
+
+
+def _untimed(group: Group, config: SweepConfig, store: Store) -> list[Cell]:
+    """The cells to time, none if they are timed already: of the done ones one a method and schedule, since other seeds run
+    the same sums."""
+    seen, cells = set(), []
+    for cell in group.cells[1:]:
+        what, record = key_of({**cell.spec, "seed": None}), store.get(cell.key)
+        if record is not None and record.status == "done" and what not in seen:
+            seen.add(what)
+            cells.append(cell)
+    name = _timing_name(group, cells, config)
+    return [] if any(found.name == name for found in store.all_timings()) else cells
+
+
+def _timing_name(group: Group, cells: Sequence[Cell], config: SweepConfig) -> str:
+    """Another machine, batch size or number of rounds is another measurement."""
+    conditions = {
+        name: value for name, value in conditions_of(config).items() if name in ("torch", "device", "threads")
+    }
+    content = [[cell.key for cell in cells], config.timing.rounds, config.timing.batch_size, conditions]
+    return f"{group.backbone.replace('/', '_')}-{key_of(content)[:12]}"
+
+
+def _time(
+    cells: Sequence[Cell],
+    group: Group,
+    backbone: Backbone,
+    samples: EvaluationData,
+    config: SweepConfig,
+    store: Store,
+    progress: Progress,
+    title: str,
+) -> None:
+    """The cells and the unreduced model, twice, in turn; on one batch of the data."""
+    device, size = device_of(config), config.timing.batch_size
+    inputs = _one_batch(samples, size).to(device)
+    models: dict[str, torch.nn.Module] = {timing.UNREDUCED: backbone, timing.NULL: backbone}
+    for cell in cells:
+        assert cell.schedule is not None
+        models[cell.key] = ReducedModel(backbone, build_method(cell), cell.schedule).eval()
+    task = progress.add_task(f"{title}: speed", total=config.timing.rounds)
+    with torch.inference_mode(), _autocast(device, config.precision):
+        times_ms = timing.interleave(
+            {name: timing.synchronised(lambda model=model: model(inputs), device) for name, model in models.items()},
+            rounds=config.timing.rounds,
+            on_round=lambda: progress.advance(task),
+        )
+    ratios = timing.speedups(times_ms)
+    store.add_timing(
+        Timing(
+            _timing_name(group, cells, config),
+            group.backbone,
+            len(inputs),
+            times_ms,
+            ratios,
+            timing.verdict(ratios[timing.NULL]),
+            conditions_of(config),
+        )
+    )
+
+
+@contextmanager
+def _autocast(device: str, precision: str) -> Iterator[None]:
+    kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    with torch.autocast(device, kinds.get(precision, torch.bfloat16), enabled=precision in kinds):
+        yield
+
+
+def _one_batch(samples: EvaluationData, size: int) -> torch.Tensor:
+    """``size`` samples from the data, the first ones again where there are fewer."""
+    found: list[torch.Tensor] = []
+    for batch in samples.test_dataloader():
+        found.extend(batch.inputs)
+        if len(found) >= size:
+            break
+    return torch.stack([found[place % len(found)] for place in range(size)])
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield progress
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's notes on hardware and workers, which repeat for every cell."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,181 @@
+"""The pass over the data: predictions in order, what is invalid or unreadable, batches decoded once, Ctrl+C."""
+
+import signal
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tokred import lit
+from tokred.data import DataSource, Preprocess
+from tokred.data.loading import Unreadable
+from tokred.lit import EvaluationData, arrays, evaluate
+
+SHAPE, NUM_CLASSES = (3, 2, 2), 4
+BACKBONE = SimpleNamespace(sample_shape=SHAPE, preprocess=Preprocess)
+
+
+class Pictures(DataSource):
+    """Seven noise pictures with labels 0, 1, 2, 0, ...; those in ``broken`` cannot be read."""
+
+    name, kind, has_labels = "pictures", "image", True
+
+    def __init__(self, broken=()):
+        self.broken, self.reads = set(broken), []
+
+    def __len__(self):
+        return 7
+
+    def label(self, index):
+        return index % 3
+
+    def read(self, index, sample_shape, preprocess):
+        self.reads.append(index)
+        if index in self.broken:
+            raise Unreadable(f"{index}.png", "cut short")
+        return torch.randn(sample_shape, generator=torch.Generator().manual_seed(index))
+
+    def digest(self):
+        return ""
+
+    def description(self):
+        return {"name": self.name}
+
+
+class Model(nn.Module):
+    """Logits from a linear map; ``nan_at``: samples, by the first of their values, whose logits are not a number."""
+
+    def __init__(self, nan_at=None):
+        super().__init__()
+        self.linear, self.nan_at, self.calls = nn.Linear(12, NUM_CLASSES), nan_at, 0
+        nn.init.normal_(self.linear.weight, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, inputs):
+        self.calls += 1
+        logits = self.linear(inputs.flatten(1))
+        if self.nan_at is not None:
+            logits[inputs[:, 0, 0, 0] == self.nan_at, 1] = float("nan")
+        return logits
+
+
+def data_of(source, batch_size=3):
+    return EvaluationData(source, BACKBONE, batch_size=batch_size)
+
+
+@torch.no_grad()
+def one_by_one(model, source):
+    return [int(model(source.read(index, SHAPE, Preprocess())[None]).argmax()) for index in range(len(source))]
+
+
+def test_predictions_are_the_models_sample_by_sample():
+    source, model = Pictures(), Model()
+    expected = one_by_one(model, source)
+    found = evaluate(model, data_of(source))
+    assert found.prediction_N.tolist() == expected and len(set(expected)) > 1
+
+
+def test_index_and_label_stand_beside_each_prediction():
+    found = evaluate(Model(), data_of(Pictures()))
+    assert found.index_N.tolist() == list(range(7)) and found.label_N.tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_a_sample_that_cannot_be_read_is_named_and_left_out():
+    found = evaluate(Model(), data_of(Pictures(broken=[1, 6])))
+    assert found.index_N.tolist() == [0, 2, 3, 4, 5]
+    assert [tuple(problem) for problem in found.problems] == [("1.png", "cut short"), ("6.png", "cut short")]
+
+
+def test_a_batch_of_unreadable_samples_is_not_run():
+    model = Model()
+    evaluate(model, data_of(Pictures(broken=[3, 4, 5])))
+    assert model.calls == 2
+
+
+def test_where_nothing_can_be_read_the_first_file_is_named():
+    with pytest.raises(ValueError, match=r"not one of the 7 files could be read; the first: 0.png: cut short"):
+        evaluate(Model(), data_of(Pictures(broken=range(7))))
+
+
+def test_logits_that_are_not_finite_are_named_by_sample():
+    source = Pictures()
+    first_value = source.read(4, SHAPE, Preprocess())[0, 0, 0].item()
+    assert evaluate(Model(nan_at=first_value), data_of(source)).invalid == (4,)
+
+
+def test_progress_is_told_of_every_batch():
+    told = []
+    evaluate(Model(), data_of(Pictures(broken=[3, 4, 5])), on_batch=lambda: told.append(1))
+    assert len(told) == 3
+
+
+def test_the_model_keeps_its_weights_and_their_type():
+    model = Model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    evaluate(model, data_of(Pictures()), precision="bf16-mixed")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# Batches are decoded once
+
+
+def test_a_second_pass_reads_no_file():
+    source = Pictures()
+    samples = data_of(source)
+    first, second = (evaluate(Model(), samples) for _ in range(2))
+    assert sorted(source.reads) == list(range(7))
+    assert np.array_equal(first.prediction_N, second.prediction_N) and np.array_equal(first.index_N, second.index_N)
+
+
+def test_a_second_pass_names_the_broken_files_again():
+    samples = data_of(Pictures(broken=[2]))
+    assert evaluate(Model(), samples).problems == evaluate(Model(), samples).problems != ()
+
+
+def test_without_room_each_pass_reads_the_files(monkeypatch):
+    monkeypatch.setattr(lit, "CACHE_BYTES", 100)
+    source = Pictures()
+    samples = data_of(source)
+    first, second = (evaluate(Model(), samples) for _ in range(2))
+    assert sorted(source.reads) == sorted(2 * list(range(7)))
+    assert first.prediction_N.tolist() == second.prediction_N.tolist()
+
+
+def test_a_pass_that_was_broken_off_is_not_taken_for_a_whole_one():
+    samples = data_of(Pictures())
+    next(iter(samples.test_dataloader()))
+    assert [len(batch.index_B) for batch in samples.test_dataloader()] == [3, 3, 1]
+
+
+# Ctrl+C
+
+
+def test_an_interrupt_stays_one_and_the_next_one_is_heard():
+    def interrupt():
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Model(), data_of(Pictures()), on_batch=interrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_error_of_the_model_is_passed_on():
+    def fail():
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        evaluate(Model(), data_of(Pictures()), on_batch=fail)
+
+
+# What is kept
+
+
+def test_a_reference_is_matched_by_index():
+    found = evaluate(Model(), data_of(Pictures(broken=[0])))
+    assert arrays(found, {index: 10 * index for index in range(7)})["reference"].tolist() == [10, 20, 30, 40, 50, 60]
+
+
+def test_without_a_reference_none_is_kept():
+    assert set(arrays(evaluate(Model(), data_of(Pictures())), None)) == {"index", "label", "prediction"}

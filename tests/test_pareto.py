@@ -1,0 +1,232 @@
+"""The points of the Pareto figures against a slow search, and the structure of what is drawn."""
+
+import io
+import re
+from xml.etree import ElementTree
+
+import matplotlib
+import pytest
+from matplotlib._pylab_helpers import Gcf
+from matplotlib.colors import same_color
+from matplotlib.lines import Line2D
+
+from tests.records import full_run, new_run
+from tokred.analysis.look import COLOURS, MARKERS, UNREDUCED, WELL_KNOWN, Look, looks, printable
+from tokred.analysis.pareto import draw_gmacs, draw_speedup, over_gmacs, over_speedup, save_pareto
+from tokred.analysis.table import Row, rows
+
+NASTY = ["$\\foo$", "$", "_hidden", "a" * 200, "<b>&\x00\n", "名前", "^_{x}"]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    return rows(full_run(tmp_path_factory.mktemp("run")).finish())
+
+
+def made_row(method="tome", *, value=0.8, gmacs=1.0, speedup=None, options="", **more):
+    named = {"backbone": "b", "weights": "w", "data": "d", "schedule": "r 1", "shape": "", "status": "done"}
+    return Row(
+        method=method, options=options, value=value, gmacs=gmacs, speedup=speedup, metric="accuracy", **named | more
+    )
+
+
+def of_one_backbone(points):
+    return [point for point in points if point.backbone == "mini_cls"]
+
+
+def markers(ax):
+    return [line for line in ax.lines if line.get_marker() not in ("", "None", None) and len(line.get_xdata()) == 1]
+
+
+@pytest.mark.parametrize(("points", "cost", "sign"), [(over_gmacs, "gmacs", 1), (over_speedup, "speedup", -1)])
+def test_the_front_is_what_no_other_cell_beats(full, points, cost, sign):
+    for point in points(full):
+        beaten = False
+        for other in full:
+            if other.group != point.group or other.value is None or getattr(other, cost) is None:
+                continue
+            cheaper = sign * (getattr(point, cost) - getattr(other, cost))
+            better = other.value - point.value
+            beaten |= cheaper >= 0 and better >= 0 and (cheaper > 0 or better > 0)
+        assert point.on_front == (not beaten)
+
+
+def test_of_equal_accuracies_the_cheaper_is_on_the_front():
+    points = over_gmacs([made_row(gmacs=2.0), made_row(gmacs=1.0)])
+    assert [point.on_front for point in points] == [False, True]
+
+
+def test_equal_cells_are_both_on_the_front():
+    assert all(point.on_front for point in over_gmacs([made_row(), made_row("evit")]))
+
+
+def test_backbones_do_not_dominate_each_other():
+    assert all(point.on_front for point in over_gmacs([made_row(value=0.9), made_row(backbone="c")]))
+
+
+def test_failed_and_untimed_cells_have_no_point(full):
+    assert {point.status for point in over_gmacs(full)} == {"done"}
+    assert over_speedup([made_row()]) == []
+
+
+@pytest.mark.parametrize(("points", "draw"), [(over_gmacs, draw_gmacs), (over_speedup, draw_speedup)])
+def test_every_point_and_its_interval_is_in_view(full, points, draw):
+    ax = draw(of_one_backbone(points(full)))
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    for point in of_one_backbone(points(full)):
+        cost = point.gmacs if draw is draw_gmacs else point.speedup
+        assert left < cost < right and bottom < point.low < point.high < top
+
+
+@pytest.mark.parametrize(("points", "draw"), [(over_gmacs, draw_gmacs), (over_speedup, draw_speedup)])
+def test_the_unreduced_model_is_a_labelled_black_cross(full, points, draw):
+    ax = draw(of_one_backbone(points(full)))
+    (cross,) = [line for line in markers(ax) if line.get_marker() == "x"]
+    assert same_color(cross.get_color(), "black")
+    assert "unreduced" in [text.get_text() for text in ax.texts]
+
+
+def test_dominated_points_are_hollow(full):
+    points = of_one_backbone(over_gmacs(full))
+    for point, line in zip(points, markers(draw_gmacs(points)), strict=True):
+        assert same_color(line.get_markerfacecolor(), "white") != point.on_front
+
+
+def test_the_front_is_a_step_line_from_the_cheapest_to_the_dearest(full):
+    points = of_one_backbone(over_gmacs(full))
+    (front,) = [line for line in draw_gmacs(points).lines if line.get_drawstyle() == "steps-post"]
+    x, y = map(list, front.get_data())
+    assert x == sorted(x) and y == sorted(y)
+    assert x[0] == min(point.gmacs for point in points if point.on_front)
+    assert x[-1] == max(point.gmacs for point in points)
+
+
+def test_the_front_over_speed_falls(full):
+    points = of_one_backbone(over_speedup(full))
+    (front,) = [line for line in draw_speedup(points).lines if line.get_drawstyle() == "steps-pre"]
+    x, y = map(list, front.get_data())
+    assert x == sorted(x) and y == sorted(y, reverse=True)
+
+
+def test_axes_say_unit_and_direction(full):
+    over_macs, over_speed = (draw(of_one_backbone(points(full))) for draw, points in PANELS)
+    assert "GMACs per sample (lower is better)" in over_macs.get_xlabel()
+    assert over_speed.get_xlabel() == "measured speed-up (higher is better)"
+    assert over_macs.get_ylabel() == over_speed.get_ylabel() == "accuracy, % (higher is better)"
+
+
+PANELS = [(draw_gmacs, over_gmacs), (draw_speedup, over_speedup)]
+
+
+def test_a_noisy_timing_is_said_in_the_figure(full):
+    points = [point for point in over_speedup(full) if point.backbone == "mini_mean"]
+    assert "noisy: differences under 15.8 % are below resolution" in draw_speedup(points).get_xlabel()
+
+
+def test_an_axes_that_is_given_is_drawn_on(full):
+    ax = matplotlib.figure.Figure().subplots()
+    assert draw_gmacs(of_one_backbone(over_gmacs(full)), ax) is ax
+
+
+@pytest.mark.parametrize(("draw", "points"), PANELS)
+def test_no_points_make_an_empty_panel(draw, points):
+    assert not markers(draw(points([])))
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 1.0])
+def test_an_accuracy_at_the_end_of_its_range_is_drawn(tmp_path, accuracy):
+    run = new_run(tmp_path)
+    run.add("none", accuracy=1.0)
+    run.add("tome", share=0.5, accuracy=accuracy, num_samples=3)
+    assert len(markers(draw_gmacs(over_gmacs(rows(run.finish()))))) == 2
+
+
+def test_equal_costs_are_drawn_apart():
+    ax = draw_gmacs(over_gmacs([made_row("tome", value=0.80), made_row("evit", value=0.81)]))
+    ax.figure.canvas.draw()
+    one, other = (line.get_transform().transform(line.get_xydata())[0] for line in markers(ax))
+    assert abs(one[0] - other[0]) > 5
+    assert "side by side" in ax.get_xlabel()
+
+
+def test_figures_are_saved_with_the_points_that_were_drawn(full, tmp_path):
+    paths = save_pareto(full, tmp_path / "figures")
+    names = [f"pareto_{cost}.{kind}" for cost in ("gmacs", "speedup") for kind in ("png", "svg", "csv")]
+    assert [path.name for path in paths] == names == sorted(names, key=names.index)
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(names)
+    assert paths[0].read_bytes().startswith(b"\x89PNG")
+    ElementTree.parse(paths[1])
+    assert len(paths[2].read_text().splitlines()) == 1 + len(over_gmacs(full))
+
+
+def test_a_figure_is_the_same_file_from_run_to_run(full, tmp_path):
+    one, other = save_pareto(full[:6], tmp_path / "one"), save_pareto(full[:6], tmp_path / "other")
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
+
+
+def test_without_a_timing_there_is_no_speed_figure(tmp_path):
+    run = new_run(tmp_path / "run")
+    run.add("none")
+    run.add("tome", share=0.5)
+    paths = save_pareto(rows(run.finish()), tmp_path)
+    assert [path.name for path in paths] == ["pareto_gmacs.png", "pareto_gmacs.svg", "pareto_gmacs.csv"]
+
+
+def test_with_nothing_but_failures_no_figure_is_written(tmp_path):
+    run = new_run(tmp_path / "run")
+    run.add("none")
+    run.add("tome", status="failed", reason="x", share=0.5)
+    assert save_pareto(rows(run.finish()), tmp_path / "figures") == []
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # the font has no CJK; the figure is made all the same
+def test_nasty_names_are_drawn_and_stand_in_the_legend(tmp_path):
+    table = [made_row("none", gmacs=2.0)] + [made_row(name, backbone=f"b{name}") for name in NASTY]
+    paths = save_pareto(table, tmp_path)
+    ElementTree.parse(paths[1])
+    for name in NASTY:
+        label = draw_gmacs(over_gmacs([made_row(name)])).figure.legends[0].get_texts()[0].get_text()
+        assert label == printable(name) and not label.startswith("_") and len(label) <= 45
+
+
+def test_nothing_is_left_on_pyplot(full):
+    draw_gmacs(of_one_backbone(over_gmacs(full))).figure.savefig(io.BytesIO())
+    assert not Gcf.figs
+
+
+def test_settings_of_matplotlib_are_put_back(full, tmp_path):
+    before = dict(matplotlib.rcParams)
+    save_pareto(full[:6], tmp_path)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_a_method_looks_the_same_whatever_stands_beside_it():
+    alone = looks([("tome", "")])["tome", ""]
+    assert looks([(name, "") for name in (*WELL_KNOWN, "mine", "none")])["tome", ""] == alone == Look("#0072B2", "o")
+
+
+def test_the_first_methods_differ_in_colour_and_in_marker():
+    given = looks([(name, "") for name in WELL_KNOWN[:6]]).values()
+    assert len({look.colour for look in given}) == len({look.marker for look in given}) == 6
+
+
+def test_no_two_methods_share_a_look():
+    names = [(name, "") for name in WELL_KNOWN] + [(f"mine{i}", "a=1" * (i % 2)) for i in range(46)]
+    given = looks([*names, ("none", "")])
+    assert len(set(given.values())) == len(names) + 1
+    assert given["none", ""] == UNREDUCED
+
+
+def test_more_methods_than_looks_are_still_drawn():
+    assert len(looks([(f"mine{i}", "") for i in range(len(COLOURS) * len(MARKERS) + 5)])) == 71
+
+
+def test_options_keep_the_methods_colour():
+    given = looks([("tome", ""), ("tome", "proportional_attention=false"), ("vid_tldr", "")])
+    plain, with_options = given["tome", ""], given["tome", "proportional_attention=false"]
+    assert plain.colour == with_options.colour and plain.marker != with_options.marker
+
+
+def test_every_marker_is_one_of_matplotlibs():
+    assert all(marker in Line2D.markers for marker in (*MARKERS, UNREDUCED.marker))
+    assert all(re.fullmatch("#[0-9A-F]{6}", colour) for colour in COLOURS)

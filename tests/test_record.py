@@ -1,0 +1,166 @@
+"""Records: whole or not at all, keys that follow from the content, Wilson's interval."""
+
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from tokred.record import Record, Store, Timing, key_of, wilson, write_json
+
+ARRAYS = {"index": np.arange(3), "label": np.array([1, 0, 2]), "prediction": np.array([1, 1, 2])}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "run").create()
+
+
+def record(key="a" * 8, **changed):
+    return Record(key, {"method": "tome"}, "done", None, {"num_correct": 2}, {"torch": "2"}, **changed)
+
+
+def test_a_record_comes_back_as_it_was(store):
+    store.add(record(), ARRAYS)
+    assert store.get(record().key) == record()
+
+
+def test_predictions_come_back_as_they_were(store):
+    store.add(record(), ARRAYS)
+    found = store.predictions(record().key)
+    assert found.keys() == ARRAYS.keys() and all(np.array_equal(found[name], ARRAYS[name]) for name in ARRAYS)
+
+
+def test_a_timing_comes_back_with_its_times(store):
+    timed = Timing("mini", "mini_cls", 8, {"unreduced": [1.5, 2.0]}, {"a": (1.0, 0.9, 1.1)}, "ok")
+    store.add_timing(timed)
+    (found,) = store.all_timings()
+    assert found.times_ms == timed.times_ms and tuple(found.speedup["a"]) == timed.speedup["a"]
+
+
+def test_a_key_that_is_not_there_is_none(store):
+    assert store.get("b" * 8) is None
+
+
+def test_planned_records_come_in_the_order_of_the_plan_without_those_missing(store):
+    for key in ("a", "b", "c"):
+        store.add(record(key))
+    write_json(store.folder / "plan.json", {"keys": ["c", "missing", "a"]})
+    assert [found.key for found in store.planned()] == ["c", "a"]
+
+
+# Written whole
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_crash_while_writing_leaves_no_file(step, store, monkeypatch):
+    def crash(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, step, crash)
+    with pytest.raises(OSError):
+        store.add(record())
+    assert list(store.cells.iterdir()) == []
+
+
+def test_a_crash_while_writing_leaves_the_older_file_whole(store, monkeypatch):
+    store.add(record())
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        store.add(record(schema=2))
+    assert store.get(record().key) == record()
+
+
+def test_predictions_without_their_record_are_no_finished_cell(store, monkeypatch):
+    calls = []
+
+    def crash_at_the_second(old, new):
+        calls.append(new)
+        if len(calls) == 2:
+            raise OSError("no space left on device")
+        os.rename(old, new)
+
+    monkeypatch.setattr(os, "replace", crash_at_the_second)
+    with pytest.raises(OSError):
+        store.add(record(), ARRAYS)
+    assert store.predictions_path(record().key).is_file() and store.get(record().key) is None
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_none_is_refused_and_nothing_written(number, store):
+    with pytest.raises(ValueError):
+        store.add(Record("a", {}, "done", None, {"value": number}))
+    assert list(store.cells.iterdir()) == []
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"key": "a', b"\xff\xfe", b"[]", b"{}", b'"text"', b'{"key": "a", "colour": 1}']
+)
+def test_a_file_that_is_no_record_is_one_line_that_names_it(content, store):
+    path = store.cells / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not a readable record") as error:
+        store.get("a")
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(ValueError, match="no run folder can be made at"):
+        Store(tmp_path / "run").create()
+
+
+def test_predictions_are_never_unpickled(store):
+    np.savez(store.predictions_path("a"), index=np.array([print], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        store.predictions("a")
+
+
+# Keys
+
+
+def test_a_key_is_the_sha256_of_canonical_json():
+    assert key_of({"b": [1, None], "a": "é"}) == hashlib.sha256(b'{"a":"\\u00e9","b":[1,null]}').hexdigest()
+
+
+def test_the_order_of_a_mapping_does_not_change_the_key():
+    assert key_of({"a": 1, "b": {"c": 2, "d": 3}}) == key_of({"b": {"d": 3, "c": 2}, "a": 1})
+
+
+@pytest.mark.parametrize("other", [{"a": 2}, {"a": "1"}, {"a": 1.0}, {"a": [1]}, {"b": 1}, {"a": 1, "b": None}])
+def test_other_content_has_another_key(other):
+    assert key_of(other) != key_of({"a": 1})
+
+
+def test_a_key_of_what_is_no_number_is_refused():
+    with pytest.raises(ValueError):
+        key_of({"r": float("nan")})
+
+
+def test_a_record_is_json_that_others_can_read(store):
+    store.add(record())
+    assert json.loads((store.cells / f"{record().key}.json").read_text())["result"] == {"num_correct": 2}
+
+
+# Wilson's interval
+
+
+@pytest.mark.parametrize("n", [1, 2, 10, 97, 1000, 50_000])
+@pytest.mark.parametrize("share", [0, 0.03, 0.5, 0.9, 1])
+def test_wilsons_interval_is_scipys(n, share):
+    num_correct = round(share * n)
+    theirs = binomtest(num_correct, n).proportion_ci(0.95, method="wilson")
+    assert wilson(num_correct, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_wilsons_interval_lies_in_0_to_1():
+    assert all(0 <= wilson(0, n)[0] and wilson(n, n)[1] <= 1 for n in range(1, 2000))
+
+
+def test_without_samples_nothing_is_known():
+    assert wilson(0, 0) == (0, 1)

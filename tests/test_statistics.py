@@ -1,0 +1,157 @@
+"""Intervals and paired tests against published values, enumeration, loops and simulation."""
+
+import math
+from fractions import Fraction
+from itertools import product
+
+import numpy as np
+import pytest
+
+from tokred.analysis.statistics import (
+    accuracy,
+    accuracy_over_seeds,
+    agresti_min,
+    discordant,
+    mcnemar_exact,
+    mcnemar_mid_p,
+    median_interval,
+    paired_difference,
+    paired_difference_over_seeds,
+    seed_sd,
+    standard_error,
+)
+
+
+def test_mcnemar_has_the_golden_values():
+    assert mcnemar_exact(31, 14) == pytest.approx(0.016094360031, abs=1e-12)
+    assert mcnemar_mid_p(31, 14) == pytest.approx(0.011351591444, abs=1e-11)
+
+
+def test_mid_p_is_the_exact_fraction():
+    tail, tie = sum(math.comb(45, k) for k in range(15)), math.comb(45, 14)
+    # 0.011351591436778: the golden value above is off by 7e-12, whence its tolerance
+    assert mcnemar_mid_p(31, 14) == pytest.approx(float(Fraction(2 * tail - tie, 2**45)), rel=1e-12)
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(7, 2), (2, 7), (5, 5), (9, 0), (1, 0), (4, 5)])
+def test_mcnemar_is_the_share_of_sign_flips_that_are_as_extreme(only_first, only_second):
+    observed, total = abs(only_first - only_second), only_first + only_second
+    sums = [abs(sum(signs)) for signs in product((-1, 1), repeat=total)]
+    as_extreme, equal = sum(s >= observed for s in sums), sum(s == observed for s in sums)
+    assert mcnemar_exact(only_first, only_second) == pytest.approx(as_extreme / len(sums), abs=1e-12)
+    if only_first != only_second:  # at a tie both tails are the whole, and the mid-p is 1
+        assert mcnemar_mid_p(only_first, only_second) == pytest.approx((as_extreme - equal / 2) / len(sums), abs=1e-12)
+
+
+@pytest.mark.parametrize("p", [mcnemar_exact, mcnemar_mid_p])
+def test_nothing_discordant_gives_a_p_of_one(p):
+    assert p(0, 0) == 1.0
+
+
+def test_agresti_min_is_walds_interval_of_four_cells_with_a_half_more():
+    both, only_first, only_second, neither = 61.5, 31.5, 14.5, 894.5
+    n = both + only_first + only_second + neither
+    samples = [1.0] * 63 + [-1.0] * 29 + [0.0] * 1912  # twice the four cells, so that they are whole
+    variance = sum((d - sum(samples) / len(samples)) ** 2 for d in samples) / len(samples)
+    difference, half = (only_first - only_second) / n, 1.959963984540054 * math.sqrt(variance / n)
+    assert agresti_min(31, 14, 1000) == pytest.approx((difference - half, difference + half), abs=1e-12)
+
+
+def test_agresti_min_covers_the_truth_in_95_percent_of_draws():
+    draw = np.random.RandomState(0)
+    tables = draw.multinomial(1000, (0.78, 0.035, 0.025, 0.16), size=4000)
+    intervals = [agresti_min(b, c, 1000) for _, b, c, _ in tables]
+    covered = np.mean([low <= 0.01 <= high for low, high in intervals])
+    assert 0.94 <= covered <= 0.97  # 4000 draws of 95 % have a standard error of 0.35 %
+
+
+def test_discordant_counts_both_kinds():
+    assert discordant(np.array([1, 1, 0, 0, 1]), np.array([1, 0, 1, 0, 0])) == (2, 1)
+
+
+def test_results_on_different_samples_are_refused():
+    with pytest.raises(ValueError, match=r"\(3,\) and \(4,\)"):
+        paired_difference(np.ones(3), np.ones(4))
+
+
+def test_no_sample_at_all_is_refused():
+    with pytest.raises(ValueError, match="at least one sample"):
+        paired_difference(np.ones(0), np.ones(0))
+
+
+def test_equal_results_get_the_rule_of_three():
+    right = np.arange(300) % 4 > 0
+    found = paired_difference(right, right)
+    assert (found.value, found.low, found.high) == (0.0, -0.01, 0.01)
+
+
+def test_the_difference_changes_sign_with_the_order():
+    one, other = np.random.RandomState(0).rand(2, 200) < 0.7
+    ahead, behind = paired_difference(one, other), paired_difference(other, one)
+    assert (ahead.value, ahead.low, ahead.high) == pytest.approx((-behind.value, -behind.high, -behind.low))
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 3, 5])
+def test_no_interval_is_nan_and_each_holds_its_value(num_samples):
+    results = [np.array(bits) for bits in product((0, 1), repeat=num_samples)]
+    for one, other in product(results, results):
+        found = [
+            accuracy(int(one.sum()), num_samples),
+            paired_difference(one, other),
+            paired_difference_over_seeds(np.stack([one, one]), other),
+            paired_difference_over_seeds(np.stack([one, other]), one),
+            accuracy_over_seeds(np.stack([one, other])),
+        ]
+        assert all(-1 <= estimate.low <= estimate.value <= estimate.high <= 1 for estimate in found)
+
+
+def test_the_standard_error_over_seeds_is_the_formula_written_as_loops():
+    values = (np.random.RandomState(0).rand(4, 30) < 0.6).astype(float)
+    num_seeds, num_samples = values.shape
+    means = [sum(values[s][i] for s in range(num_seeds)) / num_seeds for i in range(num_samples)]
+    mean = sum(means) / num_samples
+    over_samples = sum((m - mean) ** 2 for m in means) / (num_samples - 1)
+    of_seeds = [sum(values[s]) / num_samples for s in range(num_seeds)]
+    over_seeds = sum((m - mean) ** 2 for m in of_seeds) / (num_seeds - 1)
+    within = [
+        sum((values[s][i] - means[i]) ** 2 for s in range(num_seeds)) / (num_seeds - 1) for i in range(num_samples)
+    ]
+    common = max(0.0, over_seeds - sum(within) / num_samples / num_samples)
+    assert standard_error(values) == pytest.approx(
+        math.sqrt(over_samples / num_samples + common / num_seeds), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("common", [0.0, 0.05])
+def test_the_standard_error_over_seeds_is_the_spread_of_repeated_sweeps(common):
+    """``common``: by how much a seed moves all samples together."""
+    draw, sweeps = np.random.RandomState(0), []
+    for _ in range(600):
+        chance_SN = 0.2 + 0.5 * draw.rand(200) + common * draw.randn(6, 1)
+        sweeps.append((draw.rand(6, 200) < chance_SN).astype(float))
+    spread = np.var([values_SN.mean() for values_SN in sweeps])
+    claimed = np.mean([standard_error(values_SN) ** 2 for values_SN in sweeps])
+    # the variance of 600 draws is known to sqrt(2 / 600) = 6 %; the term that is cut at 0 adds a few percent
+    assert 0.85 < claimed / spread < 1.25
+
+
+def test_one_seed_is_the_ordinary_standard_error():
+    values = np.random.RandomState(0).rand(1, 50)
+    assert standard_error(values) == pytest.approx(values.std(ddof=1) / math.sqrt(50))
+
+
+def test_seeds_that_all_get_everything_right_do_not_claim_certainty():
+    found = accuracy_over_seeds(np.ones((3, 100)))
+    assert found.value == found.high == 1.0
+    assert found.low == pytest.approx(0.963, abs=1e-3)  # Wilson's end of 100 of 100
+
+
+def test_the_seeds_sd_is_of_their_accuracies():
+    assert seed_sd(np.array([[1, 1, 0, 0], [1, 1, 1, 0]])) == pytest.approx(0.25 / math.sqrt(2))
+    assert seed_sd(np.ones((1, 4))) is None
+
+
+@pytest.mark.parametrize(("num", "ranks"), [(20, (6, 15)), (30, (10, 21)), (40, (14, 27)), (3, (1, 3)), (1, (1, 1))])
+def test_the_interval_of_a_median_has_the_published_ranks(num, ranks):
+    found = median_interval(np.random.RandomState(0).permutation(num) + 1)
+    assert (found.low, found.high) == ranks
