@@ -137,7 +137,10 @@ def reduce(
         shape=shape,
         allow_clip=allow_clip,
     )
-    return ReducedModel(backbone, method, plan).train(model.training)
+    reduced = ReducedModel(backbone, method, plan)
+    method.train(model.training)
+    reduced.training = model.training  # not train(), which would reach into the model, and set a frozen part of it to train
+    return reduced
 
 
 def plan_schedule(

@@ -37,7 +37,7 @@ class TrainConfig:
     out: str = "backbones/weights/${model}.safetensors"
     init: str | None = None  # weights to start from
     resume: str | None = None  # a checkpoint of a run that was stopped
-    steps: int = 2500
+    steps: int = 3200
     batch_size: int = 32
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05

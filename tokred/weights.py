@@ -4,6 +4,7 @@ import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,11 +21,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"no weights at {path}; give the path of a .safetensors or .pth file, or weights=random")
     try:
-        loaded = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        loaded = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than tensors and is not loaded, since unpickling can run code; save its state dict as "
@@ -41,6 +38,13 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ValueError(f"{path} is not a state dict: it must map names to tensors")
     return dict(loaded)
+
+
+def _load_torch(path: Path) -> Any:
+    with path.open("rb") as file:
+        if not file.read(2).startswith((b"PK", b"\x80")):  # a zip archive, or a pickle as old versions wrote it
+            raise ValueError("PyTorch writes no such file")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:

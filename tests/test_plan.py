@@ -1,0 +1,331 @@
+"""Axes to cells: each combination once, equal MACs, refusals with reasons, keys that follow from what counts."""
+
+import csv
+import itertools
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from tokred import METHODS, ReducedModel, create_backbone, list_methods
+from tokred.data import create_data
+from tokred.registry import load_file
+from tokred.schedule import SHAPES
+from tokred.sweeps.cli import sweep
+from tokred.sweeps.config import experiments, read_config
+from tokred.sweeps.plan import build_backbone, build_method, make_plan
+
+SMALL = {"depth": 4, "embed_dim": 24, "patch_size": 16}  # 64 tokens a clip
+TINY = ["backbones=mini_mean", "weights=random", "data.num_clips=2", *(f"sizes.{name}={n}" for name, n in SMALL.items())]
+REAL = ["weights=random", "data.num_clips=2"]  # the embedded models' own sizes; the weights change no count
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+IMAGES = ["backbones=timm/vit_tiny_patch16_224", "data=image_folder", *(f"sizes.{name}={n}" for name, n in VIT.items())]
+
+
+def planned(*words):
+    config = read_config(words)
+    return make_plan(config, create_data(**config.data))
+
+
+def cells(*words):
+    return [cell for group in planned(*words) for cell in group.cells]
+
+
+def keys(*words):
+    return [cell.key for cell in cells(*words)]
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    """What a test registers goes with it."""
+    list_methods()
+    monkeypatch.setattr(METHODS, "_classes", dict(METHODS._classes))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two classes with two pictures each."""
+    for index in range(4):
+        folder = tmp_path / "pictures" / "ab"[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.RandomState(index).randint(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "pictures"
+
+
+def saved(path, name="mini_mean", **sizes):
+    """The weights of a model drawn at random, in a file."""
+    save_file(create_backbone(name, weights="random", **sizes).state_dict(), path)
+    return path
+
+
+# Which cells
+
+
+def test_every_combination_of_the_axes_is_a_cell_once():
+    found = cells(
+        *TINY,
+        "backbones=[mini_cls,mini_mean]",
+        "methods=[tome,vid_tldr]",
+        "options.tome.matching=[bipartite,kth]",
+        "options.tome.proportional_attention=[true,false]",
+        "budget=[0.8,0.6]",
+        "shape=[constant,front]",
+        "layers=[[0,1,2],[1,2]]",
+    )
+    options = itertools.product(("bipartite", "kth"), (True, False))
+    methods = [("tome", dict(zip(("matching", "proportional_attention"), one, strict=True))) for one in options]
+    methods.append(("vid_tldr", {}))
+    expected = [(backbone, "none", {}, None, None, None) for backbone in ("mini_cls", "mini_mean")]
+    for backbone, method, budget, shape, layers in itertools.product(
+        ("mini_cls", "mini_mean"), methods, (0.8, 0.6), ("constant", "front"), ([0, 1, 2], [1, 2])
+    ):
+        expected.append((backbone, *method, budget, shape, layers))
+    made = [
+        (spec["backbone"], spec["method"], spec["options"], *(spec["schedule"][part] for part in ("amount", "shape", "layers")))
+        for spec in (cell.spec for cell in found)
+    ]
+    assert sorted(map(repr, made)) == sorted(map(repr, expected))
+
+
+def test_no_two_cells_have_a_key_in_common():
+    found = keys(*TINY, "backbones=[mini_cls,mini_mean]", "methods=all", "r=[2,4]", "options.evit.scores=received")
+    assert len(found) == len(set(found))
+
+
+def test_the_unreduced_model_comes_first_in_each_group_and_once():
+    groups = planned(*TINY, "backbones=[mini_cls,mini_mean]", "methods=[tome,none]", "r=2")
+    assert [[cell.spec["method"] for cell in group.cells] for group in groups] == [["none", "tome"]] * 2
+
+
+def test_all_means_every_method_there_is():
+    assert {cell.spec["method"] for cell in cells(*TINY, "methods=all", "r=2")} == set(list_methods())
+
+
+def test_shapes_are_an_axis_of_budgets_only():
+    assert len(cells(*TINY, "methods=tome", "r=[2,4]", "shape=[constant,front]")) == 1 + 2
+
+
+def test_a_random_method_gets_a_cell_for_each_seed():
+    found = cells(*TINY, "methods=[random_drop,tome]", "options.tome.matching=[random,kth]", "r=2", "seeds=3")
+    seeds = [(cell.spec["method"], cell.spec["options"].get("matching"), cell.spec["seed"]) for cell in found[1:]]
+    random = [(method, matching, seed) for method, matching in (("random_drop", None), ("tome", "random")) for seed in range(3)]
+    assert seeds == [*random, ("tome", "kth", None)]
+
+
+def test_a_cells_seed_reaches_its_method():
+    found = cells(*TINY, "methods=random_drop", "r=2", "seeds=2")
+    assert [build_method(cell).seed for cell in found[1:]] == [0, 1]
+
+
+def test_a_seed_given_as_an_option_is_the_only_one():
+    found = cells(*TINY, "methods=random_drop", "options.random_drop.seed=7", "r=2", "seeds=3")
+    assert [build_method(cell).seed for cell in found[1:]] == [7]
+
+
+# How much
+
+
+@pytest.mark.parametrize("backbone", ["mini_cls", "mini_mean"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cells_of_a_budget_have_equal_macs(shape, backbone):
+    words = [*REAL, f"backbones={backbone}", f"shape={shape}", "methods=all", "budget=[0.8,0.65,0.5]", "seeds=1"]
+    config = read_config(words)
+    model = build_backbone(config, create_data(**config.data), backbone, "random")
+    ran = [cell for cell in cells(*words)[1:] if cell.refused is None]
+    assert {"random_drop", "tome", "vid_tldr"} <= {cell.spec["method"] for cell in ran}
+    for cell in ran:
+        reduced = ReducedModel(model, build_method(cell), cell.schedule)
+        share = reduced.cost().gmacs / reduced.unreduced_cost().gmacs
+        assert share == pytest.approx(cell.spec["schedule"]["amount"], rel=0.005), cell.label
+
+
+def test_the_default_sweep_runs_every_cell():
+    assert [cell.refused for cell in cells(*REAL)] == [None] * len(cells(*REAL))
+
+
+def test_r_and_tokens_are_obeyed_to_the_token():
+    found = cells(*TINY, "methods=tome", "r=[5,[20,10]]")
+    assert [cell.schedule.tokens for cell in found[1:]] == [(59, 54, 49, 44), (44, 34, 34, 34)]
+    (_, cell) = cells(*TINY, "methods=tome", "tokens=[[60,60,40,30]]")
+    assert cell.schedule.tokens == (60, 60, 40, 30)
+
+
+# What cannot run
+
+
+def test_a_refused_cell_stays_with_its_reason():
+    found = cells(*TINY, "methods=[tome,evit]", "r=2")
+    assert [(cell.spec["method"], cell.schedule is None) for cell in found] == [("none", False), ("tome", False), ("evit", True)]
+    assert "class token" in found[2].refused
+
+
+def test_a_plan_in_which_nothing_can_run_is_an_error_with_the_first_reason():
+    with pytest.raises(ValueError, match="nothing can be run: evit r 2: evit reads the attention of a class token"):
+        planned(*TINY, "methods=evit", "r=2")
+
+
+def test_an_impossible_plan_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert sweep([*TINY, "methods=evit", "r=2"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_of_the_unreduced_model_alone_is_possible():
+    assert [cell.spec["method"] for cell in cells(*TINY, "methods=none")] == ["none"]
+
+
+# Accuracy or agreement
+
+
+def metric(*words):
+    (group,) = planned("methods=none", *words)
+    return group.metric, group.why
+
+
+def test_accuracy_is_for_weights_and_labels_that_fit(tmp_path):
+    path = saved(tmp_path / "mean.safetensors", **SMALL)
+    assert metric(*TINY, f"weights={path}") == ("accuracy", "")
+
+
+def test_random_weights_have_an_agreement():
+    assert metric(*TINY) == ("agreement", "the weights are random")
+
+
+def test_other_classes_than_the_models_have_an_agreement(tmp_path):
+    path = saved(tmp_path / "mean.safetensors", **SMALL, num_classes=7)
+    why = "the data has 24 classes, the model tells 7 apart"
+    assert metric(*TINY, f"weights={path}", "sizes.num_classes=7") == ("agreement", why)
+
+
+def vit_file(folder, num_classes):
+    vit = create_backbone("timm/vit_tiny_patch16_224", weights="random", **VIT, num_classes=num_classes).vit
+    save_file(vit.state_dict(), folder / "vit.safetensors")
+    return [f"weights={folder / 'vit.safetensors'}", f"sizes.num_classes={num_classes}"]
+
+
+def test_data_without_labels_has_an_agreement(pictures, tmp_path):
+    words = [*IMAGES, f"data.root={pictures / 'a'}", *vit_file(tmp_path, 2)]
+    assert metric(*words) == ("agreement", "the data has no labels")
+
+
+@pytest.mark.parametrize(("highest", "expected"), [(1, "accuracy"), (2, "agreement")])
+def test_labels_that_the_model_cannot_give_have_an_agreement(highest, expected, pictures, tmp_path):
+    (tmp_path / "labels.csv").write_text(f"a/0.png,0\nb/1.png,{highest}\n")
+    words = [*IMAGES, f"data.root={pictures}", f"data.csv={tmp_path / 'labels.csv'}", *vit_file(tmp_path, 2)]
+    assert metric(*words)[0] == expected
+
+
+def test_a_model_that_gives_features_cannot_be_compared(pictures):
+    with pytest.raises(ValueError, match="gives a feature and no classes, so there is nothing to predict"):
+        planned(*IMAGES, f"data.root={pictures}", "weights=random", "sizes.num_classes=0")
+
+
+# Keys
+
+
+def test_the_same_words_have_the_same_keys():
+    assert keys(*TINY, "methods=tome", "r=2") == keys(*TINY, "methods=tome", "r=2")
+
+
+def test_random_weights_are_the_same_at_any_time_and_disturb_no_draw():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first = keys(*TINY, "methods=tome", "r=2")
+    assert torch.equal(torch.rand(3), expected)
+    assert keys(*TINY, "methods=tome", "r=2") == first
+
+
+def test_the_order_of_options_and_methods_is_irrelevant():
+    options = ["options.tome.matching=kth", "options.tome.proportional_attention=false"]
+    one = keys(*TINY, "methods=[tome,vid_tldr]", "r=2", *options)
+    other = keys(*TINY, "methods=[vid_tldr,tome]", "r=2", *reversed(options))
+    assert sorted(one) == sorted(other)
+
+
+def test_a_cell_keeps_its_key_in_a_larger_sweep():
+    small = keys(*TINY, "methods=tome", "r=2")
+    large = keys(*TINY, "methods=[vid_tldr,tome]", "r=[4,2]", "backbones=[mini_cls,mini_mean]")
+    assert set(small) < set(large)
+
+
+@pytest.mark.parametrize("word", ["batch_size=1", "workers=1", "timing.rounds=0", "timing.batch_size=1", "out=elsewhere"])
+def test_what_does_not_change_the_result_does_not_change_the_key(word):
+    assert keys(*TINY, "methods=tome", "r=2", word) == keys(*TINY, "methods=tome", "r=2")
+
+
+@pytest.mark.parametrize(
+    "word", ["r=3", "options.tome.matching=kth", "precision=bf16-mixed", "data.num_clips=3", "data.split=validation", "sizes.depth=3"]
+)
+def test_what_changes_the_result_changes_the_key(word):
+    assert keys(*TINY, "methods=tome", "r=2", word)[1] != keys(*TINY, "methods=tome", "r=2")[1]
+
+
+def test_of_weights_the_content_counts_and_not_the_path(tmp_path):
+    words = [*TINY, "methods=tome", "r=2"]
+    first = saved(tmp_path / "first.safetensors", **SMALL)
+    before = keys(*words, f"weights={first}")
+    moved = shutil.copy(first, tmp_path / "second.safetensors")
+    assert keys(*words, f"weights={moved}") == before
+    saved(first, **SMALL)  # another draw
+    assert not set(keys(*words, f"weights={first}")) & set(before)
+
+
+def test_of_data_the_content_counts_and_not_the_path(pictures, tmp_path):
+    words = [*IMAGES, "weights=random", "methods=tome", "r=2"]
+    before = keys(*words, f"data.root={pictures}")
+    moved = shutil.copytree(pictures, tmp_path / "moved")
+    assert keys(*words, f"data.root={moved}") == before
+    shutil.copy(moved / "a" / "0.png", moved / "b" / "1.png")
+    assert not set(keys(*words, f"data.root={moved}")) & set(before)
+
+
+def test_of_a_csv_the_content_counts_and_not_the_path(pictures, tmp_path):
+    found = []
+    for name, label in (("one", 1), ("two", 1), ("three", 0)):
+        with open(tmp_path / f"{name}.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("a/0.png", 0), ("b/1.png", label)])
+        words = [*IMAGES, "weights=random", "methods=none", f"data.root={pictures}"]
+        found.append(keys(*words, f"data.csv={tmp_path / name}.csv"))
+    assert found[0] == found[1] != found[2]
+
+
+PLUGIN = '''
+"""Keeps the first tokens."""
+
+import torch
+
+from tokred import METHODS, Assignment, Method
+
+
+@METHODS.register("first")
+class First(Method):
+    def assign(self, tokens, attention, keep):
+        index_BK = torch.arange(keep).expand(len(tokens.x_BNC), keep)
+        return Assignment.select(index_BK, tokens.num)
+'''
+
+
+def test_a_changed_method_has_another_key(tmp_path):
+    path, found = tmp_path / "first.py", []
+    for text in (PLUGIN, PLUGIN, PLUGIN.replace("torch.arange(keep)", "torch.arange(keep).flip(0)")):
+        path.write_text(text)
+        load_file(path)
+        found.append(keys(*TINY, "methods=[first,tome]", "r=2"))
+    assert found[0] == found[1]
+    assert [one == other for one, other in zip(found[0], found[2], strict=True)] == [True, False, True]
+
+
+# The experiments that come with tokred
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_an_experiment_plans_on_the_embedded_data(name):
+    found = cells(*REAL, f"experiment={name}")
+    assert len(found) > 2 and any(cell.refused is None for cell in found[1:])
+    allowed = ("class token", "cannot spend")  # of a method on a backbone, of a budget
+    assert all(cell.refused is None or any(text in cell.refused for text in allowed) for cell in found)
