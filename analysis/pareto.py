@@ -23,12 +23,16 @@ from tokred.analysis.table import Row, write_csv, write_whole
 
 Looks = Mapping[tuple[str, str], Look]
 FRONT_COLOUR = "0.6"
+SAME_COST = 0.005  # how near to a budget a schedule comes
 PANEL_INCHES, COLUMNS, DPI = (4.6, 3.7), 2, 200  # two panels are a README's 900 pixels wide at 100 an inch
 
 
 @dataclass(frozen=True)
 class Point(Row):
-    """A row with a place in the figure; on the front where no row of its group is as good in both and better in one."""
+    """A row with a place in the figure; on the front where no row of its group is as good in both and better in one.
+
+    Costs within 0.5 % count as the same: equal budgets are met that closely and no closer.
+    """
 
     on_front: bool = False
 
@@ -102,8 +106,10 @@ def _points(rows: Sequence[Row], cost: str, sign: int) -> list[Point]:
 
 
 def _dominates(one: tuple, other: tuple) -> bool:
-    """Of two (group, goodness, goodness)."""
-    return one[0] == other[0] and one != other and one[1] >= other[1] and one[2] >= other[2]
+    """Of two (group, goodness of the cost, value). Costs within ``SAME_COST`` of each other are the same."""
+    slack = SAME_COST * abs(other[1])
+    as_good = one[0] == other[0] and one[1] >= other[1] - slack and one[2] >= other[2]
+    return as_good and (one[1] > other[1] + slack or one[2] > other[2])
 
 
 def _new_axes(given: Looks) -> Axes:
@@ -152,7 +158,7 @@ def _draw_point(ax: Axes, point: Point, cost: str, given: Looks, *, shift: float
     ax.update_datalim([(x_low, y_low), (x_high, y_high)])  # errorbar does not, given a transform
     ax.autoscale_view()
     if look == UNREDUCED:
-        aside = 12 if cost == "gmacs" else -12  # where no other point is
+        aside = 12 if cost == "gmacs" else -12
         ax.annotate(
             "unreduced",
             (x, y),

@@ -46,6 +46,7 @@ def test_the_front_is_what_no_other_cell_beats(full, points, cost, sign):
             if other.group != point.group or other.value is None or getattr(other, cost) is None:
                 continue
             cheaper = sign * (getattr(point, cost) - getattr(other, cost))
+            cheaper = 0 if abs(cheaper) <= 0.005 * getattr(point, cost) else cheaper  # as the docstring of Point says
             better = other.value - point.value
             beaten |= cheaper >= 0 and better >= 0 and (cheaper > 0 or better > 0)
         assert point.on_front == (not beaten)
@@ -58,6 +59,11 @@ def test_of_equal_accuracies_the_cheaper_is_on_the_front():
 
 def test_equal_cells_are_both_on_the_front():
     assert all(point.on_front for point in over_gmacs([made_row(), made_row("evit")]))
+
+
+def test_a_cost_that_is_lower_by_less_than_budgets_are_met_with_puts_no_worse_cell_on_the_front():
+    points = over_gmacs([made_row(gmacs=1.0, value=0.9), made_row("evit", gmacs=0.998, value=0.8)])
+    assert [point.on_front for point in points] == [True, False]
 
 
 def test_backbones_do_not_dominate_each_other():
