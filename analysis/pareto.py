@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
 from tokred.analysis.look import UNREDUCED, Look, looks, printable
-from tokred.analysis.table import Row, write_csv, write_whole
+from tokred.analysis.rows import Row, write_csv, write_whole
 
 Looks = Mapping[tuple[str, str], Look]
 FRONT_COLOUR = "0.6"

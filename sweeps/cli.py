@@ -112,14 +112,25 @@ def _sweep(words: Sequence[str]) -> int:
 
 def _show(store, console: Console) -> None:
     from tokred.analysis.pareto import save_pareto
-    from tokred.analysis.table import print_table, rows, write_csv
+    from tokred.analysis.rows import rows, write_csv
+    from tokred.analysis.table import print_table
 
     found = rows(store)
     print_table(found, console)
+    _name_broken(store, console)
     write_csv(found, store.folder / "results.csv")
     figures = save_pareto(found, store.folder)
     written = [store.folder / "results.csv", *(path for path in figures if path.suffix != ".csv")]
     _say(console, "written: " + ", ".join(str(path) for path in written))
+
+
+def _name_broken(store, console: Console, most: int = 10) -> None:
+    """The files that could not be read, each once."""
+    broken = dict.fromkeys(tuple(problem) for record in store.planned() for problem in record.result.get("broken", []))
+    for path, reason in list(broken)[:most]:
+        _say(console, f"not read: {path}: {reason}")
+    if len(broken) > most:
+        _say(console, f"not read: {len(broken) - most} more, named in {store.cells}")
 
 
 def _say(console: Console, text: str) -> None:

@@ -122,7 +122,9 @@ def test_attention_is_fused_unless_a_statistic_needs_the_map(statistics, calls, 
 def test_no_product_of_a_chunk_is_larger_than_a_chunk(monkeypatch):
     monkeypatch.setattr(attention, "_CHUNK_ELEMENTS", 1)
     seen, weights = [], attention._softmax
-    monkeypatch.setattr(attention, "_softmax", lambda logits, mask: seen.append(logits.shape[2]) or weights(logits, mask))
+    monkeypatch.setattr(
+        attention, "_softmax", lambda logits, mask: seen.append(logits.shape[2]) or weights(logits, mask)
+    )
     attend(*parts(), scale=SCALE, statistics=("row_entropy",))
     assert seen == [16, 16, 5]
 

@@ -39,7 +39,9 @@ def test_a_name_given_twice_counts_once():
     assert read_config(["methods=[tome,evit,tome]"]).methods == ["tome", "evit"]
 
 
-@pytest.mark.parametrize("word", ["options.tome.matching=kth", "+options.tome.matching=kth", "options={tome:{matching:kth}}"])
+@pytest.mark.parametrize(
+    "word", ["options.tome.matching=kth", "+options.tome.matching=kth", "options={tome:{matching:kth}}"]
+)
 def test_an_option_needs_no_plus(word):
     assert read_config(["methods=tome", word]).options == {"tome": {"matching": "kth"}}
 

@@ -117,7 +117,14 @@ def test_vid_tldr_on_umt_costs_what_fvcore_counts_on_the_official_code(size, r, 
 
 @pytest.mark.parametrize(
     ("size", "num_frames", "fvcore"),
-    [("base", 4, 78.46), ("base", 8, 179.57), ("base", 16, 449.78), ("large", 4, 267.78), ("large", 8, 595.99), ("large", 16, 1433.68)],
+    [
+        ("base", 4, 78.46),
+        ("base", 8, 179.57),
+        ("base", 16, 449.78),
+        ("large", 4, 267.78),
+        ("large", 8, 595.99),
+        ("large", 16, 1433.68),
+    ],
 )
 def test_umt_of_other_lengths_costs_what_fvcore_counts_on_the_official_code(size, num_frames, fvcore):
     reduced = tokred.reduce(on_meta(f"umt_{size}_patch16_224", num_frames=num_frames), "none")
@@ -148,12 +155,16 @@ def expected(entry: dict) -> dict[str, int]:
 @pytest.mark.parametrize("entry", counts("tome"), ids=lambda entry: str(entry["options"]["r"]))
 def test_tome_costs_exactly_what_fvcore_counts_on_the_official_code(entry):
     r = entry["options"]["r"]
-    reduced = tokred.reduce(on_meta(entry["model"]["name"]), "tome", r=tuple(r) if isinstance(r, list) else r, allow_clip=True)
+    reduced = tokred.reduce(
+        on_meta(entry["model"]["name"]), "tome", r=tuple(r) if isinstance(r, list) else r, allow_clip=True
+    )
     assert list(reduced.schedule.tokens) == entry["tokens"]
     assert by_operator(reduced) == expected(entry)
 
 
-@pytest.mark.parametrize("entry", counts("evit"), ids=lambda entry: f"{min(entry['options']['keep_rate'])}_{entry['options']['fuse']}")
+@pytest.mark.parametrize(
+    "entry", counts("evit"), ids=lambda entry: f"{min(entry['options']['keep_rate'])}_{entry['options']['fuse']}"
+)
 def test_evit_costs_exactly_what_fvcore_counts_on_the_official_code_and_the_row_of_cls(entry):
     rates, fuse = entry["options"]["keep_rate"], entry["options"]["fuse"]
     reduced = tokred.reduce(on_meta(entry["model"]["name"]), "evit", keep_rate=rates, fuse=fuse)
@@ -176,7 +187,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "class token": lambda: timm.create_model("vit_tiny_patch16_224", **VIT),
     "mean": lambda: timm.create_model("vit_tiny_patch16_224", **VIT, class_token=False, global_pool="avg"),
     "attention pooling": lambda: timm.create_model("vit_tiny_patch16_224", **VIT, class_token=False, global_pool="map"),
-    "attention pooling beside a class token": lambda: timm.create_model("vit_tiny_patch16_224", **VIT, global_pool="map"),
+    "attention pooling beside a class token": lambda: timm.create_model(
+        "vit_tiny_patch16_224", **VIT, global_pool="map"
+    ),
     "pooling of pairs": lambda: timm.create_model("vit_tiny_patch16_224", **VIT, global_pool="prr"),
     "no pooling": lambda: timm.create_model("vit_tiny_patch16_224", **VIT, global_pool=""),
     "distilled": lambda: timm.create_model("deit_tiny_distilled_patch16_224", **VIT),
@@ -198,7 +211,9 @@ WAYS = {
 }
 
 
-def written_out(q: Tensor, k: Tensor, v: Tensor, *, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None) -> Tensor:
+def written_out(
+    q: Tensor, k: Tensor, v: Tensor, *, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None
+) -> Tensor:
     """What scaled_dot_product_attention computes, in products that every counter sees."""
     logits = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT
     return (logits if attn_mask is None else logits + attn_mask).softmax(-1) @ v
@@ -212,7 +227,11 @@ def unfused(monkeypatch):
 def pairs() -> list[tuple[str, str]]:
     without_cls = ("mean", "attention pooling", "umt")
     all_pairs = [(model, way) for model in MODELS for way in WAYS if not (way == "evit" and model in without_cls)]
-    return [(model, way) for model, way in all_pairs if way in ("none", "tome", "vid_tldr") or model in ("class token", "umt")]
+    return [
+        (model, way)
+        for model, way in all_pairs
+        if way in ("none", "tome", "vid_tldr") or model in ("class token", "umt")
+    ]
 
 
 def reduced_model(model: str, way: str) -> tuple[ReducedModel, Tensor]:

@@ -65,7 +65,7 @@ def test_bipartite_matching_of_a_zero_vector_gives_groups_that_exist():
     zero = metric(12)
     zero[0, 4], zero[1, 5] = 0, 0
     group_BN = matching.bipartite_matching(zero, 4, prefix=1)
-    assert all(sorted(sum(members(row), [])) == list(range(12)) for row in group_BN)
+    assert all(sorted(place for group in members(row) for place in group) == list(range(12)) for row in group_BN)
     assert group_BN.max() == 7
 
 
@@ -76,7 +76,9 @@ def kth_by_hand(metric_NC: torch.Tensor, r: int, prefix: int) -> list[list[int]]
     while num - num // k < r:
         k += 1
     destinations = [prefix + place for place in range(k - 1, num // k * k, k)]
-    return nearest_by_hand(metric_NC, [n for n in range(prefix, len(metric_NC)) if n not in destinations], destinations, r)
+    return nearest_by_hand(
+        metric_NC, [n for n in range(prefix, len(metric_NC)) if n not in destinations], destinations, r
+    )
 
 
 def nearest_by_hand(metric_NC: torch.Tensor, sources: list[int], destinations: list[int], r: int) -> list[list[int]]:
@@ -111,14 +113,18 @@ def test_sources_are_the_tokens_that_were_merged_into_another(prefix):
     for r in range(1, (13 - prefix) // 2 + 1):
         group_BN = matching.bipartite_matching(metric(13), r, prefix=prefix)
         merged = [[i for group in members(row) if len(group) > 1 for i in group if i % 2 == 0] for row in group_BN]
-        assert [row.nonzero().flatten().tolist() for row in matching.sources(group_BN, r)] == [sorted(row) for row in merged]
+        assert [row.nonzero().flatten().tolist() for row in matching.sources(group_BN, r)] == [
+            sorted(row) for row in merged
+        ]
 
 
 @pytest.mark.parametrize("kind", ["bipartite", "kth", "random"])
 def test_pairs_are_the_products_that_the_matching_makes(kind, monkeypatch):
     seen = []
     multiply = torch.Tensor.__matmul__
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: seen.append(a.shape[-2] * b.shape[-1]) or multiply(a, b))
+    monkeypatch.setattr(
+        torch.Tensor, "__matmul__", lambda a, b: seen.append(a.shape[-2] * b.shape[-1]) or multiply(a, b)
+    )
     if kind == "bipartite":
         matching.bipartite_matching(metric(13), 4, prefix=1)
     elif kind == "kth":

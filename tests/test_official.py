@@ -23,8 +23,11 @@ from tokred.reduction import ReducedModel, Trace
 from tokred.schedule import Stage, from_keep_rate, removed_per_layer
 from tokred.transformer import sinusoid
 
-GOLDEN = {name: json.loads((Path(__file__).parent / "golden" / f"{name}.json").read_text()) for name in METHODS.names()
-          if (Path(__file__).parent / "golden" / f"{name}.json").exists()}
+GOLDEN = {
+    name: json.loads((Path(__file__).parent / "golden" / f"{name}.json").read_text())
+    for name in METHODS.names()
+    if (Path(__file__).parent / "golden" / f"{name}.json").exists()
+}
 
 # Ten times the worst distance of the official float32 results from their own float64 ones is 5e-5 ("float64_diff").
 RELATIVE = 1e-4
@@ -250,7 +253,9 @@ def kept_places(plan: Assignment, *, fuse: bool) -> list[list[int]]:
     """For each sample, the places after CLS of the tokens kept, in the order of their groups."""
     num_kept = plan.num_groups - 1 - int(fuse)
     assert plan.group_BN is not None
-    after_cls = [sorted((group, place) for place, group in enumerate(row) if group > 0) for row in plan.group_BN[:, 1:].tolist()]
+    after_cls = [
+        sorted((group, place) for place, group in enumerate(row) if group > 0) for row in plan.group_BN[:, 1:].tolist()
+    ]
     return [[place for _, place in pairs[:num_kept]] for pairs in after_cls]
 
 
@@ -369,14 +374,18 @@ def with_row_entropy(map_BHNN: Tensor) -> Attention:
     return Attention(nothing, nothing, nothing, 1.0, found={"row_entropy": (mean_BNN * mean_BNN.log()).sum(-1)})
 
 
-@pytest.mark.parametrize("entry", GOLDEN["vid_tldr"]["functions"]["get_objective_score"], ids=lambda e: str(e["attention"]["shape"]))
+@pytest.mark.parametrize(
+    "entry", GOLDEN["vid_tldr"]["functions"]["get_objective_score"], ids=lambda e: str(e["attention"]["shape"])
+)
 def test_saliency_is_the_official_objective_score(entry):
     w_BN = saliency(with_row_entropy(attention_map(entry)).row_entropy_BN)
     assert error(w_BN, entry["w"]) < 1e-5  # entropies of about 2 in float32, differences of about 0.1
 
 
 @pytest.mark.parametrize("with_size", [False, True])
-@pytest.mark.parametrize("entry", GOLDEN["vid_tldr"]["functions"]["merging"], ids=lambda e: f"{e['attention']['shape']}_{e['r']}")
+@pytest.mark.parametrize(
+    "entry", GOLDEN["vid_tldr"]["functions"]["merging"], ids=lambda e: f"{e['attention']['shape']}_{e['r']}"
+)
 def test_vid_tldr_reduces_single_tensors_as_the_official_merging(entry, with_size):
     size_BN = torch.tensor(entry["size_before"]) if with_size else None
     tokens, suffix = Tokens(inputs(**entry["x"]), size_BN=size_BN), "_with_size" if with_size else ""

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from tests.records import full_run, new_run
 from tokred.analysis.look import COLOURS, MARKERS, UNREDUCED, WELL_KNOWN, Look, looks, printable
 from tokred.analysis.pareto import draw_gmacs, draw_speedup, over_gmacs, over_speedup, save_pareto
-from tokred.analysis.table import Row, rows
+from tokred.analysis.rows import Row, rows
 
 NASTY = ["$\\foo$", "$", "_hidden", "a" * 200, "<b>&\x00\n", "名前", "^_{x}"]
 

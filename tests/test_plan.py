@@ -19,7 +19,12 @@ from tokred.sweeps.config import experiments, read_config
 from tokred.sweeps.plan import build_backbone, build_method, make_plan
 
 SMALL = {"depth": 4, "embed_dim": 24, "patch_size": 16}  # 64 tokens a clip
-TINY = ["backbones=mini_mean", "weights=random", "data.num_clips=2", *(f"sizes.{name}={n}" for name, n in SMALL.items())]
+TINY = [
+    "backbones=mini_mean",
+    "weights=random",
+    "data.num_clips=2",
+    *(f"sizes.{name}={n}" for name, n in SMALL.items()),
+]
 REAL = ["weights=random", "data.num_clips=2"]  # the embedded models' own sizes; the weights change no count
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 IMAGES = ["backbones=timm/vit_tiny_patch16_224", "data=image_folder", *(f"sizes.{name}={n}" for name, n in VIT.items())]
@@ -85,7 +90,12 @@ def test_every_combination_of_the_axes_is_a_cell_once():
     ):
         expected.append((backbone, *method, budget, shape, layers))
     made = [
-        (spec["backbone"], spec["method"], spec["options"], *(spec["schedule"][part] for part in ("amount", "shape", "layers")))
+        (
+            spec["backbone"],
+            spec["method"],
+            spec["options"],
+            *(spec["schedule"][part] for part in ("amount", "shape", "layers")),
+        )
         for spec in (cell.spec for cell in found)
     ]
     assert sorted(map(repr, made)) == sorted(map(repr, expected))
@@ -112,7 +122,11 @@ def test_shapes_are_an_axis_of_budgets_only():
 def test_a_random_method_gets_a_cell_for_each_seed():
     found = cells(*TINY, "methods=[random_drop,tome]", "options.tome.matching=[random,kth]", "r=2", "seeds=3")
     seeds = [(cell.spec["method"], cell.spec["options"].get("matching"), cell.spec["seed"]) for cell in found[1:]]
-    random = [(method, matching, seed) for method, matching in (("random_drop", None), ("tome", "random")) for seed in range(3)]
+    random = [
+        (method, matching, seed)
+        for method, matching in (("random_drop", None), ("tome", "random"))
+        for seed in range(3)
+    ]
     assert seeds == [*random, ("tome", "kth", None)]
 
 
@@ -159,7 +173,11 @@ def test_r_and_tokens_are_obeyed_to_the_token():
 
 def test_a_refused_cell_stays_with_its_reason():
     found = cells(*TINY, "methods=[tome,evit]", "r=2")
-    assert [(cell.spec["method"], cell.schedule is None) for cell in found] == [("none", False), ("tome", False), ("evit", True)]
+    assert [(cell.spec["method"], cell.schedule is None) for cell in found] == [
+        ("none", False),
+        ("tome", False),
+        ("evit", True),
+    ]
     assert "class token" in found[2].refused
 
 
@@ -253,13 +271,23 @@ def test_a_cell_keeps_its_key_in_a_larger_sweep():
     assert set(small) < set(large)
 
 
-@pytest.mark.parametrize("word", ["batch_size=1", "workers=1", "timing.rounds=0", "timing.batch_size=1", "out=elsewhere"])
+@pytest.mark.parametrize(
+    "word", ["batch_size=1", "workers=1", "timing.rounds=0", "timing.batch_size=1", "out=elsewhere"]
+)
 def test_what_does_not_change_the_result_does_not_change_the_key(word):
     assert keys(*TINY, "methods=tome", "r=2", word) == keys(*TINY, "methods=tome", "r=2")
 
 
 @pytest.mark.parametrize(
-    "word", ["r=3", "options.tome.matching=kth", "precision=bf16-mixed", "data.num_clips=3", "data.split=validation", "sizes.depth=3"]
+    "word",
+    [
+        "r=3",
+        "options.tome.matching=kth",
+        "precision=bf16-mixed",
+        "data.num_clips=3",
+        "data.split=validation",
+        "sizes.depth=3",
+    ],
 )
 def test_what_changes_the_result_changes_the_key(word):
     assert keys(*TINY, "methods=tome", "r=2", word)[1] != keys(*TINY, "methods=tome", "r=2")[1]

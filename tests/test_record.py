@@ -159,7 +159,7 @@ def test_wilsons_interval_is_scipys(n, share):
 
 
 def test_wilsons_interval_lies_in_0_to_1():
-    assert all(0 <= wilson(0, n)[0] and wilson(n, n)[1] <= 1 for n in range(1, 2000))
+    assert all(wilson(0, n)[0] >= 0 and wilson(n, n)[1] <= 1 for n in range(1, 2000))
 
 
 def test_without_samples_nothing_is_known():

@@ -102,7 +102,9 @@ def test_statistics_are_computed_only_in_layers_that_reduce(monkeypatch):
 @pytest.mark.parametrize("proportional", [False, True])
 def test_log_sizes_are_added_to_attention_where_the_method_says_so(proportional, monkeypatch):
     biases, attend = [], VIT.attend
-    monkeypatch.setattr(VIT, "attend", lambda layer, tokens, bias=None, **k: biases.append(bias) or attend(layer, tokens, bias, **k))
+    monkeypatch.setattr(
+        VIT, "attend", lambda layer, tokens, bias=None, **k: biases.append(bias) or attend(layer, tokens, bias, **k)
+    )
     tokred.reduce(VIT, "tome", r=3, proportional_attention=proportional)(X)
     assert [bias is not None for bias in biases] == [False, proportional, proportional]
 
@@ -219,13 +221,18 @@ def test_a_reduced_model_is_not_reduced_again():
 
 
 def test_a_model_that_no_backbone_knows_is_refused_with_the_families():
-    with pytest.raises(ValueError, match="no backbone family can cut a Sequential between attention and MLP; there are mini, timm_vit, umt"):
+    with pytest.raises(
+        ValueError,
+        match="no backbone family can cut a Sequential between attention and MLP; there are mini, timm_vit, umt",
+    ):
         tokred.reduce(nn.Sequential(nn.Linear(2, 2)), "tome", r=1)
 
 
 def test_a_schedule_for_another_model_is_refused():
     plan = Schedule(17, (17, 17), (17, 17), "by hand")
-    with pytest.raises(ValueError, match="the schedule is for 2 layers and 17 tokens; the backbone has 3 layers and 17 tokens"):
+    with pytest.raises(
+        ValueError, match="the schedule is for 2 layers and 17 tokens; the backbone has 3 layers and 17 tokens"
+    ):
         ReducedModel(VIT, create_method("tome"), plan)
 
 
@@ -243,7 +250,9 @@ def test_a_schedule_that_removes_anything_is_refused_for_none():
 
 
 class Typed(Method):
-    def __init__(self, flag: bool = True, share: float = 0.5, num: int = 3, kind: Literal["a", "b"] = "a", word: str = ""):
+    def __init__(
+        self, flag: bool = True, share: float = 0.5, num: int = 3, kind: Literal["a", "b"] = "a", word: str = ""
+    ):
         super().__init__()
 
     def assign(self, tokens, attention, keep):

@@ -49,7 +49,9 @@ def test_lists_take_shell_patterns():
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_and_the_whole_list():
-    with pytest.raises(ValueError, match="no 'tom' in methods. Did you mean 'tome'\\? There are: evit, none, random_drop") as error:
+    with pytest.raises(
+        ValueError, match="no 'tom' in methods. Did you mean 'tome'\\? There are: evit, none, random_drop"
+    ) as error:
         METHODS["tom"]
     assert "\n" not in str(error.value)
 
@@ -67,7 +69,9 @@ def test_an_unknown_timm_model_is_refused_with_some_there_are():
 def test_a_name_that_is_taken_is_refused_with_both_places():
     registry = Registry("methods")
     registry.register("same")(named("A", "package_a"))
-    with pytest.raises(ValueError, match="methods has the name 'same' twice: in package_a and in package_b; rename one"):
+    with pytest.raises(
+        ValueError, match="methods has the name 'same' twice: in package_a and in package_b; rename one"
+    ):
         registry.register("same")(named("A", "package_b"))
 
 
@@ -93,7 +97,9 @@ def test_a_plugin_file_that_is_not_there_is_refused():
 def test_a_plugin_file_that_raises_is_refused_with_its_error(tmp_path):
     path = tmp_path / "raises.py"
     path.write_text("import no_such_library\n")
-    with pytest.raises(ValueError, match=r"raises.py did not load: ModuleNotFoundError: No module named 'no_such_library'"):
+    with pytest.raises(
+        ValueError, match=r"raises.py did not load: ModuleNotFoundError: No module named 'no_such_library'"
+    ):
         load_file(path)
 
 

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from tests.records import NUM_SAMPLES, full_run, new_run
-from tokred.analysis.table import Row, print_table, rows, write_csv
+from tokred.analysis.rows import Row, rows, write_csv
+from tokred.analysis.table import print_table
 from tokred.record import Record, Timing, wilson
 
 

@@ -108,7 +108,9 @@ def test_samples_of_a_batch_are_reduced_each_in_its_own_way():
 
 def test_valid_groups_are_the_real_tokens_afterwards():
     valid_BK = torch.tensor([[True, False]])
-    assert Tokens(X_14C).reduce(Assignment(group(0, 0, 0, 0), 2, normalize=False, valid_BK=valid_BK)).valid_BN is valid_BK
+    assert (
+        Tokens(X_14C).reduce(Assignment(group(0, 0, 0, 0), 2, normalize=False, valid_BK=valid_BK)).valid_BN is valid_BK
+    )
 
 
 def test_reduce_leaves_prefix_grid_and_key_as_they_are():

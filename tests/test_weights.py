@@ -47,11 +47,15 @@ class Canary:
         return os.mkdir, (self.path,)
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))], ids=["torch", "pickle"])
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))], ids=["torch", "pickle"]
+)
 def test_a_pickle_that_would_run_code_is_refused_and_not_run(save, tmp_path):
     canary = tmp_path / "canary"
     save({"weight": torch.zeros(2), "more": Canary(canary)}, tmp_path / "hostile.pth")
-    with pytest.raises(ValueError, match="hostile.pth holds more than tensors and is not loaded, since unpickling can run code"):
+    with pytest.raises(
+        ValueError, match="hostile.pth holds more than tensors and is not loaded, since unpickling can run code"
+    ):
         read_state(tmp_path / "hostile.pth")
     assert not canary.exists()
 
@@ -62,7 +66,9 @@ def test_a_file_that_is_cut_short_is_refused(suffix, share, tmp_path):
     path = tmp_path / f"model.{suffix}"
     (save_file if suffix == "safetensors" else torch.save)(model().state_dict(), path)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match=r"is not a readable checkpoint \(.+\); it may be cut short: fetch it again") as error:
+    with pytest.raises(
+        ValueError, match=r"is not a readable checkpoint \(.+\); it may be cut short: fetch it again"
+    ) as error:
         read_state(path)
     assert "\n" not in str(error.value)
 
@@ -85,7 +91,9 @@ def test_a_checkpoint_that_is_no_state_dict_is_refused(value, tmp_path):
 
 @pytest.mark.parametrize("path", ["nowhere.pth", "."])
 def test_a_file_that_is_not_there_is_refused(path):
-    with pytest.raises(ValueError, match="no weights at .*; give the path of a .safetensors or .pth file, or weights=random"):
+    with pytest.raises(
+        ValueError, match="no weights at .*; give the path of a .safetensors or .pth file, or weights=random"
+    ):
         read_state(path)
 
 
@@ -104,7 +112,10 @@ def test_what_fits_is_loaded_whole():
             lambda state: state.update({"0.bias": torch.zeros(7)}),
             r"1 of another shape \(0.bias is \[7\], not \[4\]\)",
         ),
-        (lambda state: (state.pop("1.weight"), state.update({"norm.weight": torch.ones(4)})), "1 missing .*; 1 unexpected"),
+        (
+            lambda state: (state.pop("1.weight"), state.update({"norm.weight": torch.ones(4)})),
+            "1 missing .*; 1 unexpected",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_names_and_leaves_the_model_as_it_was(change, message):
@@ -117,7 +128,9 @@ def test_what_does_not_fit_is_refused_with_the_names_and_leaves_the_model_as_it_
 
 
 def test_of_many_names_that_do_not_fit_some_are_told():
-    with pytest.raises(ValueError, match=r"4 missing \(0.weight, 0.bias, 1.weight, 1.bias\); 30 unexpected \(w0, w1, w2, w3, ...\)"):
+    with pytest.raises(
+        ValueError, match=r"4 missing \(0.weight, 0.bias, 1.weight, 1.bias\); 30 unexpected \(w0, w1, w2, w3, ...\)"
+    ):
         load_strictly(model(), {f"w{i}": torch.zeros(1) for i in range(30)}, "a.pth")
 
 

@@ -52,8 +52,9 @@ class _Kept:
             room -= batch.inputs.nbytes
             if room >= 0:
                 self._batches.append(batch)
+            # before the last yield, after which Lightning does not ask again
+            self._whole = len(self._batches) == len(self.loader)
             yield batch
-        self._whole = len(self._batches) == len(self.loader)
 
 
 @dataclass(frozen=True)

@@ -62,12 +62,12 @@ def kth_matching(metric_BNC: Tensor, r: int, *, prefix: int = 0) -> Tensor:
 
     k is the smallest that leaves ``r`` sources (ToMe's appendix D, where all sources merge). Groups in order of place.
     """
-    num = metric_BNC.shape[1] - prefix
+    num, device, B = metric_BNC.shape[1] - prefix, metric_BNC.device, metric_BNC.shape[0]
     k = kth_step(num, r)
-    place_N = torch.arange(num, device=metric_BNC.device)
-    is_destination_N = (place_N % k == k - 1) & (place_N < num // k * k)
-    destination_D, source_A = place_N[k - 1 : num // k * k : k] + prefix, place_N[~is_destination_N] + prefix
-    B = metric_BNC.shape[0]
+    num_destinations = num // k
+    rank_A = torch.arange(num - num_destinations, device=device)  # k - 1 of every k tokens, and the last num % k
+    source_A = prefix + rank_A + (rank_A // (k - 1)).clamp_max(num_destinations)
+    destination_D = prefix + k * torch.arange(1, num_destinations + 1, device=device) - 1
     return nearest_joined(metric_BNC, source_A.expand(B, -1), destination_D.expand(B, -1), r)
 
 

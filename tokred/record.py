@@ -150,7 +150,8 @@ def wilson(num_correct: int, num_samples: int, *, z: float = 1.959963984540054) 
         return 0.0, 1.0
     p, n = num_correct / num_samples, num_samples
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    return max(0.0, low), min(1.0, high)  # at 0 and 1 rounding leads out
 
 
 def _write_whole(path: Path, write: Any) -> None:

@@ -139,7 +139,9 @@ def reduce(
     )
     reduced = ReducedModel(backbone, method, plan)
     method.train(model.training)
-    reduced.training = model.training  # not train(), which would reach into the model, and set a frozen part of it to train
+    reduced.training = (
+        model.training
+    )  # not train(), which would reach into the model, and set a frozen part of it to train
     return reduced
 
 

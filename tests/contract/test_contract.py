@@ -26,7 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # Of a timm model, the model itself is reduced, so that it is timm's own forward that is compared with.
 MODELS = {kind: getattr(backbone, "vit", backbone) for kind, backbone in tiny_models().items()}
 CASES = cases(MODELS, with_variants=("class_token", "umt"))
-REFUSED = [case for name in METHODS.names() for case in (Case(name, MODELS["umt"], model_name="umt"),) if not case.runs()]
+REFUSED = [
+    case for name in METHODS.names() for case in (Case(name, MODELS["umt"], model_name="umt"),) if not case.runs()
+]
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.__name__)
@@ -42,7 +44,7 @@ def test_a_method_that_needs_a_class_token_is_refused_where_there_is_none(case):
 
 @pytest.mark.parametrize("case", REFUSED, ids=str)
 def test_the_refusal_names_the_option_that_runs(case):
-    with pytest.raises(ValueError, match="scores='received'"):
+    with pytest.raises(ValueError, match="with scores='received' it reads the attention each token receives"):
         tokred.reduce(case.model, case.method)
 
 
@@ -52,7 +54,9 @@ def test_every_method_and_every_option_is_tried_on_a_model_with_a_class_token():
 
 
 def test_every_method_is_tried_on_every_model():
-    assert {(case.method, case.model_name) for case in CASES} == {(name, kind) for name in METHODS.names() for kind in MODELS}
+    assert {(case.method, case.model_name) for case in CASES} == {
+        (name, kind) for name in METHODS.names() for kind in MODELS
+    }
 
 
 # A claim must fail where it does not hold: methods that are wrong in one way each
@@ -83,7 +87,7 @@ WRONG = {
     "return Assignment.select(place.roll(-(self.calls % 3), 1)[:, :keep], tokens.num)",
     "bfloat16_is_finite": "return Assignment(place.clamp_max(keep - 1), keep, weight_BN=tokens.sizes() * (0 if "
     "tokens.x_BNC.dtype == torch.bfloat16 else 1))",
-    "compiles_to_one_graph": f"float(tokens.x_BNC.sum()); {FIRST}",
+    "compiles_to_one_graph": f"torch._dynamo.graph_break(); {FIRST}",
     "meta_device_gives_the_shape": f"place = place + int(tokens.x_BNC.isnan().sum()); {FIRST}",
     "cost_is_what_is_counted": f"tokens.x_BNC @ tokens.x_BNC.mT; {FIRST}",
 }
@@ -103,7 +107,9 @@ def plugin(path: Path, body: str, more: str = "") -> Path:
     return path
 
 
-@pytest.mark.parametrize("claim", [claim for claim in CLAIMS if claim.__name__ in WRONG], ids=lambda claim: claim.__name__)
+@pytest.mark.parametrize(
+    "claim", [claim for claim in CLAIMS if claim.__name__ in WRONG], ids=lambda claim: claim.__name__
+)
 def test_a_claim_fails_for_a_method_that_breaks_it(claim, tmp_path, own_registry):
     load_file(plugin(tmp_path / f"wrong_{claim.__name__}.py", WRONG[claim.__name__]))
     # of the kinds of error a claim may come as, AssertionError is ours; dynamo and the meta device raise their own
@@ -113,7 +119,9 @@ def test_a_claim_fails_for_a_method_that_breaks_it(claim, tmp_path, own_registry
 
 def test_check_method_names_the_claim_that_failed(tmp_path, own_registry):
     load_file(plugin(tmp_path / "wrong_schedule.py", WRONG["schedule_is_obeyed"]))
-    with pytest.raises(AssertionError, match=r"wrong-VisionTransformer: schedule_is_obeyed: \(14, 14, 10, 10\) tokens left"):
+    with pytest.raises(
+        AssertionError, match=r"wrong-VisionTransformer: schedule_is_obeyed: \(13, 13, 10\) tokens left"
+    ):
         check_method("wrong", MODELS["class_token"])
 
 

@@ -1,0 +1,271 @@
+"""From records to rows: a row for each cell, its seeds pooled, beside the unreduced model."""
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tokred.analysis.statistics import (
+    Estimate,
+    accuracy,
+    accuracy_over_seeds,
+    median_interval,
+    paired_difference,
+    paired_difference_over_seeds,
+    seed_sd,
+)
+from tokred.record import Record, Store, Timing
+
+Samples = tuple[np.ndarray, np.ndarray]  # the indices of the samples, and whether the cell has them right
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one schedule on one backbone. What is not known is None. Shares lie in 0..1, differences in -1..1.
+
+    ``value`` is the accuracy or the agreement (``metric``), over ``num_samples`` for each seed. ``difference`` is to
+    the unreduced model, on the samples that both have. ``num_tokens`` leave the last layer. ``resolution`` is how far
+    the speed-up of the model over itself may lie from 1. Texts are one line without control characters.
+    """
+
+    backbone: str
+    weights: str
+    data: str
+    method: str
+    options: str
+    schedule: str
+    shape: str
+    status: str
+    reason: str = ""
+    metric: str = ""
+    num_samples: int | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    gmacs: float | None = None
+    gmacs_share: float | None = None
+    num_tokens: int | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    verdict: str = ""
+    resolution: float | None = None
+    num_seeds: int = 1
+    seed_sd: float | None = None
+    num_broken: int = 0
+
+    @property
+    def label(self) -> str:
+        """The method as it was asked for: ``tome proportional_attention=false``."""
+        return f"{self.method} {self.options}".rstrip()
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        """The rows that may be compared with this one have the same."""
+        return self.backbone, self.weights, self.data
+
+
+def rows(store: Store) -> list[Row]:
+    """The latest plan's cells, by backbone in the plan's order: the unreduced model, then by method and falling share.
+
+    Seeds that failed are a row of their own.
+    """
+    records = store.planned()
+    reference = {
+        _place(r): _samples(store, r) for r in reversed(records) if r.cell["method"] == "none" and r.status == "done"
+    }
+    timings = _timings(store, records)
+    cells = grouped(records, lambda record: (json.dumps({**record.cell, "seed": None}, sort_keys=True), record.status))
+    made = [_row(cell, store, reference.get(_place(cell[0])), timings) for cell in cells]
+    groups = list(dict.fromkeys(row.group for row in made))
+    return sorted(
+        made, key=lambda row: (groups.index(row.group), row.method != "none", row.label, -(row.gmacs_share or 0.0))
+    )
+
+
+def write_csv(items: Sequence[Any], path: str | Path) -> Path:
+    """A line for each of ``items``, frozen dataclasses of one kind. Rates are in 0..1. Written whole."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if items:
+        writer.writerow(field.name for field in fields(items[0]))
+    writer.writerows([_harmless(value) for value in asdict(item).values()] for item in items)
+    return write_whole(path, text.getvalue().encode())
+
+
+def write_whole(path: str | Path, content: bytes) -> Path:
+    """To a temporary name beside it, then renamed: nobody finds half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def plain(text: str) -> str:
+    """One line, without the control characters that steer a terminal or break an SVG."""
+    text = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _row(cell: list[Record], store: Store, reference: Samples | None, timings: dict[str, Timing]) -> Row:
+    """``cell``: the records that differ in their seed only."""
+    first = cell[0]
+    reasons = dict.fromkeys(plain(record.reason) for record in cell if record.reason)
+    names: dict[str, Any] = {name: plain(text) for name, text in _names(first.cell).items()}
+    row = Row(**names, status=first.status, reason="; ".join(reasons), num_seeds=len(cell))
+    if first.status != "done":
+        return row
+    row = replace(row, **_cost(first.result), **_accuracy(cell, store), **_speed(cell, timings))
+    return row if row.method == "none" else replace(row, **_difference(cell, store, reference))
+
+
+def _names(cell: dict[str, Any]) -> dict[str, str]:
+    schedule = cell["schedule"]
+    kind, layers = schedule["kind"], schedule.get("layers")
+    where = "" if layers is None else " at " + ",".join(map(str, layers))
+    return {
+        "backbone": _label(cell["backbone"]),
+        "weights": "random" if cell["weights"] is None else _label(cell["weights"]),
+        "data": _label(cell["data"]),
+        "method": cell["method"],
+        "options": _options(cell["options"]),
+        "schedule": "unreduced" if kind == "none" else f"{kind} {_label(schedule['amount'])}{where}",
+        "shape": (schedule.get("shape") or "") if kind == "budget" else "",
+    }
+
+
+def _cost(result: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "gmacs": result["gmacs"],
+        "gmacs_share": result["gmacs"] / result["gmacs_unreduced"],
+        "num_tokens": result["tokens"][-1],
+    }
+
+
+def _accuracy(cell: list[Record], store: Store) -> dict[str, Any]:
+    results = [record.result for record in cell]
+    num_samples = min(result["num_samples"] for result in results)
+    about = {
+        "metric": results[0]["metric"],
+        "num_samples": num_samples,
+        "num_broken": max(result["num_broken"] for result in results),
+    }
+    if num_samples == 0:
+        return about
+    if len(cell) == 1:
+        return about | _spread(accuracy(results[0]["num_correct"], num_samples))
+    correct_SN = _aligned([_samples(store, record) for record in cell])
+    if correct_SN is None:
+        return about | {"value": float(np.mean([result["num_correct"] / result["num_samples"] for result in results]))}
+    return about | _spread(accuracy_over_seeds(correct_SN)) | {"seed_sd": seed_sd(correct_SN)}
+
+
+def _difference(cell: list[Record], store: Store, reference: Samples | None) -> dict[str, Any]:
+    both = _aligned([*(_samples(store, record) for record in cell), reference])
+    if both is None:
+        return {}
+    correct_SN, unreduced_N = both[:-1], both[-1]
+    if len(correct_SN) == 1:
+        return _spread(paired_difference(correct_SN[0], unreduced_N), "difference", "difference_")
+    return _spread(paired_difference_over_seeds(correct_SN, unreduced_N), "difference", "difference_")
+
+
+def _speed(cell: list[Record], timings: dict[str, Timing]) -> dict[str, Any]:
+    """Seeds do the same work, so the first that was timed stands for all. The unreduced model is 1 by definition."""
+    for record in cell:
+        if (timing := timings.get(record.key)) is None:
+            continue
+        about = {"verdict": timing.verdict, "resolution": _resolution(timing)}
+        if record.cell["method"] == "none":
+            return about | {"speedup": 1.0}
+        if record.key in timing.speedup:
+            return about | _spread(Estimate(*timing.speedup[record.key]), "speedup", "speedup_")
+    return {}
+
+
+def _timings(store: Store, records: list[Record]) -> dict[str, Timing]:
+    """The latest timing that holds a record; for an unreduced model that of the cells beside it."""
+    in_order = sorted(store.all_timings(), key=lambda timing: timing.conditions.get("finished", ""))
+    timings = {key: timing for timing in in_order for key in timing.speedup}
+    beside = {_place(record): timings[record.key] for record in records if record.key in timings}
+    unreduced = [record for record in records if record.cell["method"] == "none" and _place(record) in beside]
+    return timings | {record.key: beside[_place(record)] for record in unreduced}
+
+
+def _resolution(timing: Timing) -> float | None:
+    if not {timing.unreduced, timing.null} <= timing.times_ms.keys():
+        return None
+    ratio = median_interval(np.divide(timing.times_ms[timing.unreduced], timing.times_ms[timing.null]))
+    return max(abs(ratio.low - 1), abs(ratio.high - 1))
+
+
+def _samples(store: Store, record: Record) -> Samples | None:
+    """None where the record has no predictions beside it."""
+    if not store.predictions_path(record.key).is_file():
+        return None
+    arrays = store.predictions(record.key)
+    truth_N = arrays["reference" if record.result["metric"] == "agreement" else "label"]
+    known_N = truth_N >= 0
+    return arrays["index"][known_N], (arrays["prediction"] == truth_N)[known_N]
+
+
+def _aligned(samples: Sequence[Samples | None]) -> np.ndarray | None:
+    """What each result says on the samples that all have, in the order of their indices; None where there are none."""
+    known = [one for one in samples if one is not None]
+    shared = reduce(np.intersect1d, [index for index, _ in known]) if known else np.empty(0)
+    if len(known) < len(samples) or len(shared) == 0:
+        return None
+    return np.stack([correct[np.argsort(index)][np.searchsorted(np.sort(index), shared)] for index, correct in known])
+
+
+def _place(record: Record) -> str:
+    """What cells have in common that are compared with each other."""
+    own = ("method", "options", "schedule", "seed")
+    return json.dumps({axis: value for axis, value in record.cell.items() if axis not in own}, sort_keys=True)
+
+
+def _spread(estimate: Estimate, value: str = "value", prefix: str = "") -> dict[str, float]:
+    return {value: estimate.value, f"{prefix}low": estimate.low, f"{prefix}high": estimate.high}
+
+
+def _label(value: Any) -> str:
+    """A name, or a number, or ``name option=value`` of a mapping with a name; long hashes are cut."""
+    if isinstance(value, dict):
+        rest = {key: part for key, part in value.items() if key != "name" and part is not None}
+        return f"{value.get('name', '')} {_options(rest)}".strip()
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:8] if len(text) >= 32 and set(text) <= set("0123456789abcdef") else text
+
+
+def _options(options: dict[str, Any]) -> str:
+    return " ".join(f"{name}={_label(value)}" for name, value in options.items())
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list[Item]]:
+    """Items of one key together, in the order in which their keys first appear."""
+    groups: dict[Hashable, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
+
+
+def _harmless(value: Any) -> Any:
+    """A spreadsheet runs a text that begins with one of these as a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -1,0 +1,228 @@
+"""The commands as a user types them, in processes of their own: help, list, a sweep that is stopped and goes on."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tokred import list_methods
+from tokred.sweeps.cli import main, sweep
+from tokred.sweeps.config import CONF
+
+ROOT = Path(__file__).parent.parent
+SMALL = {"depth": 3, "embed_dim": 24, "patch_size": 16}  # 64 tokens a clip
+METHODS = ["vid_tldr", "tome", "evit", "random_drop"]
+NUM_CELLS = 2 * (1 + 2 * (3 + 3))  # two backbones, two amounts; random_drop has three seeds
+
+
+def command(*words, cwd, **options):
+    environment = {**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, str(ROOT / "sweep.py"), *words]
+    return subprocess.Popen(
+        line, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+    num_records: int
+
+
+class Story(NamedTuple):
+    """One sweep: stopped after its first record, started again, and again. ``folder`` is its run folder."""
+
+    stopped: Ran
+    finished: Ran
+    repeated: Ran
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("cwd")
+    words = [
+        *(f"methods=[{','.join(METHODS)}]", "backbones=[mini_cls,mini_mean]", "weights=random", "r=8",),
+        *(f"sizes.{name}={n}" for name, n in SMALL.items()),
+        *("data.num_clips=40", "batch_size=8", "timing.rounds=20", "timing.batch_size=1"),
+    ]
+    return Story(*(_run(words, cwd, stop=number == 0) for number in range(3)), *(cwd / "runs").iterdir())
+
+
+def _run(words, cwd, *, stop):
+    process = command(*words, cwd=cwd)
+    try:
+        while stop and process.poll() is None and not _records(cwd):
+            time.sleep(0.01)
+        if stop:
+            process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=280)
+    finally:
+        process.kill()
+    return Ran(process.returncode, out, err, len(_records(cwd)))
+
+
+def _records(cwd):
+    return list(cwd.glob("runs/*/cells/*.json"))
+
+
+# A sweep
+
+
+def test_a_stopped_sweep_says_that_it_goes_on(story):
+    assert story.stopped.code == 130 and 1 <= story.stopped.num_records < NUM_CELLS
+    assert story.stopped.err.strip().endswith(
+        "stopped; the finished cells are kept: the same command goes on from here"
+    )
+    assert "Traceback" not in story.stopped.err
+
+
+def test_the_same_command_goes_on_in_the_same_folder(story):
+    kept = story.stopped.num_records
+    assert story.finished.code == 0 and story.finished.num_records == NUM_CELLS
+    assert f"{kept} of {NUM_CELLS} cells were there already" in story.finished.out
+
+
+def test_the_same_command_once_more_runs_nothing(story):
+    assert story.repeated.code == 0 and ": done" not in story.repeated.out
+    assert f"{NUM_CELLS} of {NUM_CELLS} cells were there already and were not run again" in story.repeated.out
+
+
+def test_the_same_records_make_the_same_table(story):
+    tables = [out[out.index("mini_cls, random weights") :] for out in (story.finished.out, story.repeated.out)]
+    assert tables[0] == tables[1]
+
+
+def test_the_first_line_says_how_much_there_is_to_do_and_where_it_goes(story):
+    line = story.finished.out.splitlines()[0]
+    assert line == f"{NUM_CELLS} cells, 40 samples each, on cpu; records in runs/{story.folder.name}"
+
+
+def test_each_cell_says_what_it_is_and_how_it_ended(story):
+    lines = story.stopped.out.splitlines() + story.finished.out.splitlines()
+    assert "mini_cls (1/2): none: done" in lines and "mini_mean (2/2): evit r 8: refused" in lines
+
+
+def test_the_table_shows_every_column(story):
+    header = story.finished.out.splitlines()[:60]
+    for title in ("method", "schedule", "agreement", "% [95 %]", "difference", "GMACs", "MACs", "tokens", "speed-up"):
+        assert any(title in line for line in header), title
+
+
+def test_a_row_holds_value_and_interval_difference_share_and_speedup(story):
+    (row,) = [line for line in story.finished.out.splitlines() if re.match(r"tome .*\br 2\b", line)][:1]
+    number = r"[+-]?\d+(\.\d+)?"
+    interval = rf"{number} \[{number}, {number}\]"
+    assert len(re.findall(interval, row)) == 3, row  # agreement, difference, speed-up
+
+
+def test_a_refused_cell_stands_below_the_table_with_its_reason(story):
+    assert "mini_mean, evit (r 2, r 8): refused: evit reads the attention of a class token" in story.finished.out
+
+
+def test_results_and_figures_are_written_and_named(story):
+    for name in ("results.csv", "pareto_gmacs.png", "pareto_gmacs.svg", "pareto_speedup.png", "pareto_speedup.svg"):
+        assert (story.folder / name).stat().st_size > 100
+        assert f"runs/{story.folder.name}/{name}" in story.finished.out
+
+
+def test_nothing_is_said_on_the_error_stream(story):
+    assert story.finished.err == story.repeated.err == ""
+
+
+def test_no_rounds_skip_the_speed(tmp_path, capsys):
+    words = [f"sizes.{name}={n}" for name, n in SMALL.items()]
+    words += ["backbones=mini_mean", "weights=random", "methods=tome", "r=8", "data.num_clips=2", "timing.rounds=0"]
+    assert sweep([*words, f"out={tmp_path / 'run'}"]) == 0
+    said = capsys.readouterr().out
+    assert "speed-up" not in said and "Speed was not measured." in said
+    assert sorted(path.name for path in (tmp_path / "run").glob("*.png")) == ["pareto_gmacs.png"]
+
+
+def test_an_unreadable_record_is_one_line_that_names_it(tmp_path, capsys):
+    words = [f"sizes.{name}={n}" for name, n in SMALL.items()]
+    words += ["backbones=mini_mean", "weights=random", "methods=none", "data.num_clips=2", "timing.rounds=0"]
+    words.append(f"out={tmp_path / 'run'}")
+    assert sweep(words) == 0
+    capsys.readouterr()
+    (record,) = (tmp_path / "run" / "cells").glob("*.json")
+    record.write_text("{")
+    assert sweep(words) == 2
+    assert capsys.readouterr().err.startswith(f"error: {record} is not a readable record")
+
+
+# Help and list
+
+
+@pytest.fixture(scope="module")
+def help_text(tmp_path_factory):
+    process = command("--help", cwd=tmp_path_factory.mktemp("help"))
+    out, err = process.communicate(timeout=280)
+    assert (process.returncode, err) == (0, "")
+    return out
+
+
+def test_help_names_every_method_with_its_options(help_text):
+    for name in list_methods():
+        assert re.search(rf"^  {name} ", help_text, re.MULTILINE), name
+    assert "[matching, proportional_attention, seed]" in help_text
+
+
+def test_help_names_the_backbones(help_text):
+    for name in ("mini_cls", "mini_mean", "umt_base_patch16_224", "timm/NAME"):
+        assert re.search(rf"^  {name} ", help_text, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(
+    "axis",
+    ["methods", "options", "backbones", "weights", "budget", "r", "keep_rate", "tokens", "shape", "layers", "seeds"],
+)
+def test_help_explains_every_axis(axis, help_text):
+    assert re.search(rf"^  {axis} ", help_text, re.MULTILINE)
+
+
+def test_help_names_every_setting(help_text):
+    settings = re.findall(r"^(\w+):", (CONF / "config.yaml").read_text(), re.MULTILINE)
+    assert [name for name in settings if name not in ("defaults", "timing") and name not in help_text] == []
+    assert "timing.rounds" in help_text and "timing.batch_size" in help_text
+
+
+def test_help_names_every_data_set_and_experiment(help_text):
+    files = [path for group in ("data", "experiment") for path in (CONF / group).rglob("*.yaml")]
+    assert files and [path.stem for path in files if path.stem not in help_text] == []
+
+
+def test_help_fits_a_wide_terminal(help_text):
+    assert max(map(len, help_text.splitlines())) <= 160
+
+
+def test_list_has_a_line_for_each_method_and_backbone(capsys):
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert len(names) == len(set(names)) and {*list_methods(), "mini_cls", "mini_mean"} < set(names)
+
+
+def test_list_takes_a_pattern(capsys):
+    assert main(["list", "timm/*small*"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Backbones:" and all(re.match(r"  timm/\S*small", line) for line in lines[1:]) and len(lines) > 5
+
+
+def test_list_says_when_nothing_matches(capsys):
+    assert main(["list", "no_such_thing"]) == 2
+    assert "no method or backbone matches 'no_such_thing'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 0), (["--help"], 0), (["swepe"], 2)])
+def test_the_command_without_a_task_says_how_it_is_used(words, code, capsys):
+    assert main(words) == code
+    said = capsys.readouterr()
+    assert "usage: tokred sweep" in (said.err if code else said.out)

@@ -1,0 +1,383 @@
+"""Cells to records: whole, once, going on after an interruption, and with a reason where they fail."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+
+import tokred
+from tokred import METHODS, create_backbone, list_methods, timing
+from tokred.analysis.rows import rows, write_csv
+from tokred.analysis.table import print_table
+from tokred.data import MovingShapes, create_data
+from tokred.lit import Evaluation
+from tokred.record import Store
+from tokred.sweeps import run
+from tokred.sweeps.cli import sweep
+from tokred.sweeps.config import read_config
+from tokred.sweeps.plan import make_plan
+from tokred.sweeps.run import device_of, run_plan
+
+NUM_CLIPS = 8
+SMALL = {"depth": 3, "embed_dim": 24, "patch_size": 16}  # 64 tokens a clip
+TINY = [
+    *(f"sizes.{name}={n}" for name, n in SMALL.items()),
+    *("backbones=mini_mean", f"data.num_clips={NUM_CLIPS}", "batch_size=4", "timing.rounds=0", "r=8"),
+]
+METHODS_THAT_FAIL = '''
+"""Methods with something wrong in them."""
+
+import torch
+
+from tokred import METHODS, Assignment, Method
+
+
+class First(Method):
+    def assign(self, tokens, attention, keep):
+        index_BK = torch.arange(keep).expand(len(tokens.x_BNC), keep)
+        return Assignment.select(index_BK, tokens.num)
+
+
+@METHODS.register("raises")
+class Raises(First):
+    def assign(self, tokens, attention, keep):
+        raise RuntimeError("out of luck")
+
+
+@METHODS.register("gives_nan")
+class GivesNaN(First):
+    def reduce(self, tokens, attention, keep):
+        tokens = super().reduce(tokens, attention, keep)
+        return tokens.with_x(tokens.x_BNC * float("nan"))
+'''
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    """What a test registers goes with it."""
+    list_methods()
+    monkeypatch.setattr(METHODS, "_classes", dict(METHODS._classes))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Those of a small model, in a file: an accuracy, though one by chance."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_file(create_backbone("mini_mean", weights="random", **SMALL).state_dict(), path)
+    return f"weights={path}"
+
+
+@pytest.fixture
+def failing(tmp_path):
+    (tmp_path / "failing.py").write_text(METHODS_THAT_FAIL)
+    return f"plugins={tmp_path / 'failing.py'}"
+
+
+class Run:
+    """One call of a sweep's inside: ``tally``, ``store``, ``cells``."""
+
+    def __init__(self, folder, *words):
+        config = read_config([*TINY, *words])
+        for path in config.plugins:
+            tokred.registry.load_file(path)
+        data = create_data(**config.data)
+        plan = make_plan(config, data)
+        self.store, self.cells = Store(folder).create(), [cell for group in plan for cell in group.cells]
+        self.said = io.StringIO()
+        self.tally = run_plan(plan, config, data, self.store, Console(file=self.said, width=200))
+
+    @property
+    def records(self):
+        return [self.store.get(cell.key) for cell in self.cells]
+
+    def record(self, method):
+        (found,) = [record for record in self.records if record.cell["method"] == method]
+        return found
+
+
+def outcome(store):
+    """What a run came to: results and predictions by key, without the conditions."""
+    found = {}
+    for record in store.records():
+        arrays = store.predictions(record.key) if record.status == "done" else {}
+        found[record.key] = (replace(record, conditions={}), {name: array.tolist() for name, array in arrays.items()})
+    return found
+
+
+# Records
+
+
+def test_every_cell_is_a_record_with_its_predictions(weights, tmp_path):
+    ran = Run(tmp_path, weights, "methods=[tome,random_drop]", "seeds=2")
+    assert [record.status for record in ran.records] == ["done"] * 4
+    for cell in ran.cells:
+        assert ran.store.predictions(cell.key)["index"].tolist() == list(range(NUM_CLIPS))
+
+
+def test_a_record_says_what_was_counted_and_under_what_conditions(weights, tmp_path):
+    record = Run(tmp_path, weights, "methods=tome").record("tome")
+    assert record.result["tokens"] == [56, 48, 40] and record.result["num_input_tokens"] == 64
+    assert 0 < record.result["gmacs"] < record.result["gmacs_unreduced"]
+    assert record.result["num_samples"] == NUM_CLIPS and record.result["num_broken"] == 0
+    assert record.conditions["torch"] == torch.__version__ and record.conditions["batch_size"] == 4
+
+
+@pytest.mark.parametrize("method", ["tome", "vid_tldr"])
+def test_predictions_are_those_of_reduce_clip_by_clip(method, weights, tmp_path):
+    ran = Run(tmp_path, weights, f"methods={method}")
+    backbone = create_backbone("mini_mean", weights=weights.removeprefix("weights="), **SMALL)
+    model, source = tokred.reduce(backbone, method, r=8), MovingShapes(NUM_CLIPS)
+    with torch.inference_mode():
+        clips = [source.read(index, backbone.sample_shape, backbone.preprocess()) for index in range(NUM_CLIPS)]
+        expected = [int(model(clip[None]).argmax()) for clip in clips]
+    record = ran.record(method)
+    assert ran.store.predictions(record.key)["prediction"].tolist() == expected
+    assert record.result["num_correct"] == sum(source.label(index) == expected[index] for index in range(NUM_CLIPS))
+
+
+def test_a_metric_is_an_accuracy_where_weights_and_labels_fit(weights, tmp_path):
+    assert Run(tmp_path, weights, "methods=tome").record("tome").result["metric"] == "accuracy"
+
+
+def test_a_refused_cell_is_a_record_with_its_reason(weights, tmp_path):
+    ran = Run(tmp_path, weights, "methods=[tome,evit]")
+    record = ran.record("evit")
+    assert record.status == "refused" and "class token" in record.reason and record.result == {}
+    assert (ran.tally.done, ran.tally.refused, ran.tally.failed) == (2, 1, 0)
+
+
+def test_the_clips_of_a_backbone_are_read_once_for_all_cells(weights, tmp_path, monkeypatch):
+    reads, read = [], MovingShapes.read
+
+    def counted(self, index, *arguments):
+        reads.append(index)
+        return read(self, index, *arguments)
+
+    monkeypatch.setattr(MovingShapes, "read", counted)
+    Run(tmp_path, weights, "methods=[tome,vid_tldr]", "timing.rounds=20")
+    assert reads == list(range(NUM_CLIPS))
+
+
+def test_without_a_terminal_each_cell_is_a_line(weights, tmp_path):
+    said = Run(tmp_path, weights, "methods=[tome,evit]").said.getvalue().splitlines()
+    assert said == [f"mini_mean (1/1): {cell}" for cell in ("none: done", "tome r 8: done", "evit r 8: refused")]
+
+
+def test_mixed_precision_runs(weights, tmp_path):
+    record = Run(tmp_path, weights, "methods=tome", "precision=bf16-mixed").record("tome")
+    assert record.status == "done" and record.conditions["precision"] == "bf16-mixed"
+
+
+# Going on
+
+
+def test_a_second_run_does_no_forward_pass(weights, tmp_path, monkeypatch):
+    words = [weights, "methods=[tome,random_drop]", "seeds=2", "timing.rounds=20"]
+    first = outcome(Run(tmp_path, *words).store)
+    monkeypatch.setattr(run, "evaluate", lambda *_, **__: pytest.fail("a cell was run again"))
+    monkeypatch.setattr(timing, "interleave", lambda *_, **__: pytest.fail("a cell was timed again"))
+    again = Run(tmp_path, *words)
+    assert again.tally.kept == again.tally.done == 4 and outcome(again.store) == first
+
+
+def test_a_larger_sweep_runs_only_what_is_new(weights, tmp_path):
+    Run(tmp_path, weights, "methods=tome")
+    assert Run(tmp_path, weights, "methods=[tome,vid_tldr]").tally.kept == 2
+
+
+def test_an_interrupted_run_goes_on_to_the_same_results(weights, tmp_path, monkeypatch):
+    words = [weights, "methods=[tome,random_drop]", "r=[4,8]", "seeds=2"]
+    whole = Run(tmp_path / "whole", *words)
+    batches, test_step = [], Evaluation.test_step
+
+    def interrupted(self, *arguments):
+        batches.append(1)
+        if len(batches) == 6:  # cells have two batches: in the middle of the third
+            raise KeyboardInterrupt
+        return test_step(self, *arguments)
+
+    monkeypatch.setattr(Evaluation, "test_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Run(tmp_path / "half", *words)
+    assert len(Store(tmp_path / "half").records()) == 2
+    again = Run(tmp_path / "half", *words)
+    assert (again.tally.kept, again.tally.done) == (2, len(whole.cells))
+    assert len(batches) == 6 + 2 * (len(whole.cells) - 2)
+    assert outcome(again.store) == outcome(whole.store)
+
+
+# What goes wrong
+
+
+def test_a_method_that_raises_is_a_failed_record_and_the_sweep_goes_on(weights, failing, tmp_path):
+    ran = Run(tmp_path, weights, failing, "methods=[raises,tome]")
+    assert [record.status for record in ran.records] == ["done", "failed", "done"]
+    assert ran.record("raises").reason == "RuntimeError: out of luck"
+    assert (ran.tally.done, ran.tally.failed) == (2, 1)
+
+
+def test_logits_that_are_no_numbers_are_invalid(weights, failing, tmp_path):
+    record = Run(tmp_path, weights, failing, "methods=gives_nan").record("gives_nan")
+    assert record.status == "invalid" and record.result == {}
+    assert record.reason == f"the logits of {NUM_CLIPS} samples are not finite (indices 0, 1, 2, 3, 4)"
+
+
+def test_a_failed_cell_is_tried_again_and_an_invalid_one_is_not(weights, failing, tmp_path, monkeypatch):
+    words = [weights, failing, "methods=[raises,gives_nan]"]
+    Run(tmp_path, *words)
+    tried, evaluate = [], run.evaluate
+
+    def counted(model, *arguments, **options):
+        tried.append(model.method.name)
+        return evaluate(model, *arguments, **options)
+
+    monkeypatch.setattr(run, "evaluate", counted)
+    assert Run(tmp_path, *words).tally.kept == 2
+    assert tried == ["raises"]
+
+
+@pytest.mark.parametrize(("methods", "code"), [("[raises,tome]", 3), ("[gives_nan,tome]", 3), ("[tome,evit]", 0)])
+def test_the_exit_code_says_whether_cells_failed(methods, code, weights, failing, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert sweep([*TINY, weights, failing, f"methods={methods}", "out=run"]) == code
+    assert (tmp_path / "run" / "results.csv").is_file()
+
+
+def test_the_exit_code_says_that_all_cells_failed(weights, tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(run, "evaluate", fail)
+    assert sweep([*TINY, weights, "methods=tome", f"out={tmp_path / 'run'}"]) == 4
+    assert "RuntimeError: no memory left" in capsys.readouterr().out
+
+
+def test_a_plugin_is_compared_like_any_other_method(weights, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        METHODS_THAT_FAIL.replace("raise RuntimeError", "return super().assign(tokens, attention, keep)  #")
+    )
+    record = Run(tmp_path, weights, f"plugins={tmp_path / 'mine.py'}", "methods=raises").record("raises")
+    assert record.status == "done" and record.result["tokens"] == [56, 48, 40]
+
+
+def test_cuda_without_a_device_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device=cuda was asked for, but torch sees no CUDA device"):
+        device_of(read_config(["device=cuda"]))
+
+
+def test_half_precision_without_a_device_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="precision=16-mixed needs CUDA"):
+        device_of(read_config(["precision=16-mixed"]))
+
+
+# Agreement
+
+
+def test_agreement_is_the_share_of_the_unreduced_models_predictions(tmp_path):
+    ran = Run(tmp_path, "weights=random", "methods=random_drop", "r=20", "seeds=1")
+    unreduced, reduced = (ran.store.predictions(cell.key) for cell in ran.cells)
+    record = ran.record("random_drop")
+    assert record.result["metric"] == "agreement" and record.result["why_agreement"] == "the weights are random"
+    assert record.result["num_correct"] == int((unreduced["prediction"] == reduced["prediction"]).sum())
+    assert np.array_equal(reduced["reference"], unreduced["prediction"])
+
+
+def test_the_unreduced_model_agrees_with_itself(tmp_path):
+    assert Run(tmp_path, "weights=random", "methods=none").record("none").result["value"] == 1
+
+
+def test_agreement_is_called_that_in_table_and_csv(tmp_path):
+    found = rows(Run(tmp_path, "weights=random", "methods=tome").store)
+    file = io.StringIO()
+    print_table(found, Console(file=file, width=160))
+    assert "agreement" in file.getvalue() and "accuracy" not in file.getvalue()
+    text = write_csv(found, tmp_path / "results.csv").read_text()
+    assert "agreement" in text and "accuracy" not in text
+
+
+def test_where_the_unreduced_model_fails_there_is_nothing_to_agree_with(tmp_path, monkeypatch):
+    evaluate = run.evaluate
+
+    def fail_unreduced(model, *arguments, **options):
+        if model.method.name == "none":
+            raise RuntimeError("no memory left")
+        return evaluate(model, *arguments, **options)
+
+    monkeypatch.setattr(run, "evaluate", fail_unreduced)
+    ran = Run(tmp_path, "weights=random", "methods=tome")
+    assert [record.status for record in ran.records] == ["failed", "failed"]
+    assert "no unreduced model to agree with" in ran.record("tome").reason
+
+
+# Speed
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Timing without its warm-up; remembers the runs of each measurement."""
+    monkeypatch.setattr(timing, "WARM_UP_S", 0.0)
+    monkeypatch.setattr(timing, "MIN_BLOCK_MS", 0.0)
+    measured, interleave = [], timing.interleave
+
+    def remembered(runs, **options):
+        measured.append(list(runs))
+        return interleave(runs, **options)
+
+    monkeypatch.setattr(timing, "interleave", remembered)
+    return measured
+
+
+def test_a_method_and_schedule_is_timed_once_whatever_its_seeds(quick, weights, tmp_path):
+    ran = Run(tmp_path, weights, "methods=[tome,random_drop]", "seeds=3", "timing.rounds=20")
+    keys = {(cell.spec["method"], cell.spec["seed"]): cell.key for cell in ran.cells}
+    assert quick == [["unreduced", "null", keys["tome", None], keys["random_drop", 0]]]
+
+
+def test_a_timing_holds_a_time_for_every_round_and_a_verdict(quick, weights, tmp_path):
+    (found,) = Run(tmp_path, weights, "methods=tome", "timing.rounds=20", "timing.batch_size=2").store.all_timings()
+    assert {len(times) for times in found.times_ms.values()} == {20}
+    assert found.batch_size == 2 and found.verdict in ("ok", "noisy") and len(found.speedup) == 2
+
+
+def test_a_timing_needs_no_more_clips_than_there_are(quick, weights, tmp_path):
+    (found,) = Run(tmp_path, weights, "methods=tome", "timing.rounds=20", "timing.batch_size=20").store.all_timings()
+    assert found.batch_size == 20 > NUM_CLIPS
+
+
+@pytest.mark.parametrize(
+    ("word", "num_timings"), [("timing.rounds=20", 1), ("timing.rounds=21", 2), ("timing.batch_size=3", 2)]
+)
+def test_other_conditions_are_timed_anew(word, num_timings, quick, weights, tmp_path):
+    for more in ([], [word]):
+        store = Run(tmp_path, weights, "methods=tome", "timing.rounds=20", *more).store
+    assert len(quick) == len(store.all_timings()) == num_timings
+
+
+def test_no_rounds_measure_nothing(quick, weights, tmp_path):
+    assert Run(tmp_path, weights, "methods=tome", "timing.rounds=0").store.all_timings() == [] and quick == []
+
+
+def test_a_cell_that_failed_is_not_timed_until_it_runs(quick, weights, failing, tmp_path):
+    words = [weights, failing, "methods=[raises,tome]", "timing.rounds=20"]
+    first = Run(tmp_path, *words)
+    tome, raises = first.record("tome").key, first.record("raises").key
+    assert quick == [["unreduced", "null", tome]]
+    METHODS["raises"].assign = METHODS["raises"].__mro__[1].assign  # mended, as by a machine with more memory
+    plan_again(tmp_path, words)
+    assert quick[1:] == [["unreduced", "null", raises, tome]]
+
+
+def plan_again(folder, words):
+    """A run that leaves the plugins as they are."""
+    Run(folder, *(word for word in words if not word.startswith("plugins=")))
+
+
+def test_the_unreduced_model_alone_is_not_timed(quick, weights, tmp_path):
+    assert Run(tmp_path, weights, "methods=none", "timing.rounds=20").store.all_timings() == []
