@@ -1,5 +1,6 @@
 """The table at the end of a sweep, in a terminal; ``write_csv`` of ``tokred.analysis.rows`` has the same numbers in full."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -81,7 +81,7 @@ class TimmViT(Backbone):
 
     @classmethod
     def wrap(cls, model: nn.Module) -> "TimmViT":
-        return cls(model)  # type: ignore[arg-type]  # __init__ refuses what is none
+        return cls(model)  # whose __init__ refuses what is none
 
     def embed(self, inputs: Tensor) -> Tokens:
         if tuple(inputs.shape[1:]) != self.sample_shape:

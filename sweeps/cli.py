@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tokred.model import Method
 from tokred.reduction import method_options
 from tokred.registry import BACKBONES, METHODS, Registry, load_file
 
@@ -178,7 +179,7 @@ def _plugins(pattern: str, *, every: bool = False) -> str:
     return "\n".join("\n".join([title, *lines]) for title, lines in parts.items() if lines)
 
 
-def _method_line(cls: type) -> str:
+def _method_line(cls: type[Method]) -> str:
     options = ", ".join(method_options(cls))
     return f"  {cls.name:<14} {_about(sys.modules[cls.__module__])}" + (f" [{options}]" if options else "")
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning
@@ -224,7 +225,7 @@ def _time(
     task = progress.add_task(f"{title}: speed", total=config.timing.rounds)
     with torch.inference_mode(), _autocast(device, config.precision):
         times_ms = timing.interleave(
-            {name: timing.synchronised(lambda model=model: model(inputs), device) for name, model in models.items()},
+            {name: timing.synchronised(partial(model, inputs), device) for name, model in models.items()},
             rounds=config.timing.rounds,
             on_round=lambda: progress.advance(task),
         )

@@ -49,7 +49,12 @@ class Story(NamedTuple):
 def story(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("cwd")
     words = [
-        *(f"methods=[{','.join(METHODS)}]", "backbones=[mini_cls,mini_mean]", "weights=random", "r=8",),
+        *(
+            f"methods=[{','.join(METHODS)}]",
+            "backbones=[mini_cls,mini_mean]",
+            "weights=random",
+            "r=8",
+        ),
         *(f"sizes.{name}={n}" for name, n in SMALL.items()),
         *("data.num_clips=40", "batch_size=8", "timing.rounds=20", "timing.batch_size=1"),
     ]

@@ -127,7 +127,8 @@ def _attend_in_chunks(
     B, H, N, _ = q_BHND.shape
     real_BN = torch.ones(B, N, device=q_BHND.device) if valid_BN is None else valid_BN.float()
     chunk = N if "map" in statistics else max(16, _CHUNK_ELEMENTS // (B * H * N))
-    outputs, parts = [], {name: [] for name in statistics if name != "cls_row"}
+    outputs: list[Tensor] = []
+    parts: dict[str, list[Tensor]] = {name: [] for name in statistics if name != "cls_row"}
     for q_BHQD, real_BQ in zip(q_BHND.split(chunk, dim=2), real_BN.split(chunk, dim=1), strict=True):
         logits_BHQN = ((q_BHQD * scale) @ k_BHND.mT).float()
         used_BHQN = _softmax(logits_BHQN, mask_BN)

@@ -195,7 +195,7 @@ def create_method(name: str, **options: Any) -> Method:
     return cls(**options)
 
 
-def check_options(name: str, cls: type, options: dict[str, Any]) -> None:
+def check_options(name: str, cls: type[Method], options: dict[str, Any]) -> None:
     """Options are the typed arguments of ``__init__``. Raises ValueError, with the list of them, where one is not."""
     known = method_options(cls)
     for option, value in options.items():
@@ -210,7 +210,7 @@ def check_options(name: str, cls: type, options: dict[str, Any]) -> None:
             raise ValueError(f"{option} of {name} must be {wanted.__name__}; got {value!r}")
 
 
-def method_options(cls: type) -> dict[str, inspect.Parameter]:
+def method_options(cls: type[Method]) -> dict[str, inspect.Parameter]:
     """The options of a method, by name."""
     if cls.__init__ is nn.Module.__init__:  # it has none of its own
         return {}

@@ -11,6 +11,7 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +37,7 @@ class Registry:
                 raise ValueError(
                     f"{self.kind} has the name {name!r} twice: in {known.__module__} and in {cls.__module__}; rename one"
                 )
-            cls.name = name
+            cls.name = name  # type: ignore[attr-defined]  # methods and backbones have it
             self._classes[name] = cls
             return cls
 
@@ -68,7 +69,7 @@ class Registry:
         for module in pkgutil.iter_modules(package.__path__):
             self._try(f"tokred.{self.kind}.{module.name}", importlib.import_module)
         for point in entry_points(group=f"tokred.{self.kind}"):
-            self._try(f"{point.name} ({point.value})", lambda _, point=point: self._add_entry(point))
+            self._try(f"{point.name} ({point.value})", partial(self._add_entry, point))
 
     def _try(self, label: str, load: Callable[[str], Any]) -> None:
         try:
@@ -76,7 +77,7 @@ class Registry:
         except Exception as error:  # a plugin is other people's code: whatever it raises is its own affair
             self.broken[label] = f"{type(error).__name__}: {error}"
 
-    def _add_entry(self, point: Any) -> None:
+    def _add_entry(self, point: Any, label: str) -> None:
         """The class may have registered itself on import; else it gets the entry point's name."""
         cls = point.load()
         if isinstance(cls, type) and cls not in self._classes.values():

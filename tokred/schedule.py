@@ -7,6 +7,7 @@ explicit list of tokens, or a budget: the share of the unreduced model's MACs th
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 SHAPES = {
@@ -98,9 +99,8 @@ def from_tokens(tokens: Sequence[int], stage: Stage, *, allow_clip: bool) -> Sch
     for layer, (num, keep) in enumerate(zip(before, tokens, strict=True)):
         if keep > num:
             raise ValueError(f"tokens[{layer}] is {keep}, but only {num} tokens reach layer {layer}; lower it")
-    return _walk(
-        [lambda _, keep=keep: keep for keep in tokens], stage, allow_clip=allow_clip, spec=f"tokens={_plain(tokens)}"
-    )
+    asked = [partial(_whatever_comes, keep) for keep in tokens]
+    return _walk(asked, stage, allow_clip=allow_clip, spec=f"tokens={_plain(tokens)}")
 
 
 def solve_budget(
@@ -259,6 +259,10 @@ def _walk(asked: Sequence[Callable[[int], int]], stage: Stage, *, allow_clip: bo
         requested.append(wanted)
         num = possible
     return Schedule(stage.num_tokens, tuple(tokens), tuple(requested), spec)
+
+
+def _whatever_comes(keep: int, num: int) -> int:
+    return keep
 
 
 def _inflected(r: float, inflection: float, depth: int) -> list[int | float]:
