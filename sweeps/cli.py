@@ -49,7 +49,8 @@ Axes: give one value, or a list of values.
 Data: data=NAME data.KEY=VALUE
 {data}
 Others: batch_size, workers, device (auto, cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), timing.rounds (0: none),
-  timing.batch_size, allow_clip, out (run folder), plugins (Python files of your own), experiment=NAME ({experiments})
+  timing.batch_size, allow_clip, out (run folder), plugins (Python files of your own)
+Experiments: experiment=NAME, one of {experiments}
 
 {plugins}"""
 

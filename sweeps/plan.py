@@ -38,10 +38,18 @@ class Cell:
 
     @property
     def label(self) -> str:
-        amount = self.spec["schedule"]["amount"]
-        return (
-            self.spec["method"] if amount is None else f"{self.spec['method']} {self.spec['schedule']['kind']} {amount}"
-        )
+        """All that tells it from the other cells of its group: ``tome matching=kth budget 0.5 front``."""
+        schedule, seed = self.spec["schedule"], self.spec["seed"]
+        parts = [self.spec["method"], *(f"{name}={value}" for name, value in self.spec["options"].items())]
+        if schedule["kind"] != "none":
+            parts.append(f"{schedule['kind']} {schedule['amount']}")
+        if schedule["shape"] is not None:
+            parts.append(schedule["shape"])
+        if schedule["layers"] is not None:
+            parts.append(f"layers {schedule['layers']}")
+        if seed is not None:
+            parts.append(f"seed {seed}")
+        return " ".join(parts)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from tokred.record import Record, Store, Timing, key_of, wilson, write_json
 from tokred.sweeps.config import SweepConfig
 from tokred.sweeps.plan import Cell, Group, build_backbone, build_method
 
+AS_IT_IS: Any = {"highlight": False, "markup": False, "soft_wrap": True}  # for the console: a name may hold brackets
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -79,7 +81,7 @@ def _run_group(
         progress.update(task, description=f"{title}: {cell.label}")
         record = run_cell(cell, group, backbone, samples, config, store, on_batch=lambda: progress.advance(task))
         if progress.disable:  # no terminal to draw a bar on
-            progress.console.print(f"{title}: {cell.label}: {record.status}", highlight=False)
+            progress.console.print(f"{title}: {cell.label}: {record.status}", **AS_IT_IS)
     progress.update(task, description=f"{title}: accuracy", completed=total)
     untimed = _untimed(group, config, store) if config.timing.rounds else []
     if untimed:
@@ -223,6 +225,8 @@ def _time(
         assert cell.schedule is not None
         models[cell.key] = ReducedModel(backbone, build_method(cell), cell.schedule).eval()
     task = progress.add_task(f"{title}: speed", total=config.timing.rounds)
+    if progress.disable:
+        progress.console.print(f"{title}: speed: {config.timing.rounds} rounds of {len(models)} models", **AS_IT_IS)
     with torch.inference_mode(), _autocast(device, config.precision):
         times_ms = timing.interleave(
             {name: timing.synchronised(partial(model, inputs), device) for name, model in models.items()},
@@ -263,7 +267,7 @@ def _one_batch(samples: EvaluationData, size: int) -> torch.Tensor:
 @contextmanager
 def _progress(console: Console) -> Iterator[Progress]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

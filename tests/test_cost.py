@@ -296,6 +296,14 @@ def test_the_unreduced_cost_has_no_part_of_the_method():
     assert reduced.unreduced_cost() == tokred.reduce(reduced.backbone, "none").cost()
 
 
+def test_the_row_of_the_class_token_is_counted_beside_other_statistics_too(unfused):
+    reduced, x = reduced_model("class token", "evit")
+    reduced.method.statistics = ("cls_row", "received")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        reduced(x)
+    assert reduced.cost().macs == counter.get_total_flops() // 2
+
+
 def test_a_method_before_attention_saves_attention_and_mlp_of_its_layer():
     reduced = reduced_model("class token", "random_drop")[0]
     reduced.method.site = "before_attention"

@@ -23,13 +23,10 @@ from tokred.reduction import ReducedModel, Trace
 from tokred.schedule import Stage, from_keep_rate, removed_per_layer
 from tokred.transformer import sinusoid
 
-GOLDEN = {
-    name: json.loads((Path(__file__).parent / "golden" / f"{name}.json").read_text())
-    for name in METHODS.names()
-    if (Path(__file__).parent / "golden" / f"{name}.json").exists()
-}
+FOLDER = Path(__file__).parent / "golden"
+GOLDEN = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in ("tome", "evit", "vid_tldr")}
 
-# Ten times the worst distance of the official float32 results from their own float64 ones is 5e-5 ("float64_diff").
+# What tokred promises; it comes within 1e-6. The official float32 results are within 5e-6 of their own float64 ones.
 RELATIVE = 1e-4
 
 

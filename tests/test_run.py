@@ -151,7 +151,7 @@ def test_a_refused_cell_is_a_record_with_its_reason(weights, tmp_path):
     assert (ran.tally.done, ran.tally.refused, ran.tally.failed) == (2, 1, 0)
 
 
-def test_the_clips_of_a_backbone_are_read_once_for_all_cells(weights, tmp_path, monkeypatch):
+def test_the_clips_of_a_backbone_are_read_once_for_all_cells(quick, weights, tmp_path, monkeypatch):
     reads, read = [], MovingShapes.read
 
     def counted(self, index, *arguments):
@@ -168,6 +168,14 @@ def test_without_a_terminal_each_cell_is_a_line(weights, tmp_path):
     assert said == [f"mini_mean (1/1): {cell}" for cell in ("none: done", "tome r 8: done", "evit r 8: refused")]
 
 
+def test_a_cells_line_tells_it_from_the_others(weights, tmp_path):
+    words = ["methods=[tome,random_drop]", "options.tome.matching=[bipartite,kth]", "seeds=2"]
+    words += ["r=null", "budget=[0.8,0.7]", "shape=[constant,front]", "layers=[[0],[0,1]]"]
+    said = Run(tmp_path, weights, *words).said.getvalue().splitlines()
+    assert len(said) == len(set(said)) == 1 + (2 + 2) * 2 * 2 * 2
+    assert "mini_mean (1/1): tome matching=kth budget 0.7 front layers [0, 1]: done" in said
+
+
 def test_mixed_precision_runs(weights, tmp_path):
     record = Run(tmp_path, weights, "methods=tome", "precision=bf16-mixed").record("tome")
     assert record.status == "done" and record.conditions["precision"] == "bf16-mixed"
@@ -176,7 +184,7 @@ def test_mixed_precision_runs(weights, tmp_path):
 # Going on
 
 
-def test_a_second_run_does_no_forward_pass(weights, tmp_path, monkeypatch):
+def test_a_second_run_does_no_forward_pass(quick, weights, tmp_path, monkeypatch):
     words = [weights, "methods=[tome,random_drop]", "seeds=2", "timing.rounds=20"]
     first = outcome(Run(tmp_path, *words).store)
     monkeypatch.setattr(run, "evaluate", lambda *_, **__: pytest.fail("a cell was run again"))

@@ -133,6 +133,15 @@ def test_a_large_group_in_bfloat16_is_the_mean_to_its_precision():
     assert merged.x_BNC.item() == pytest.approx(1.0, rel=0.01)
 
 
+def test_a_large_group_in_float16_does_not_overflow():
+    x_BNC, size_BN = (
+        torch.full((1, 4, 2), 100.0).half(),
+        torch.full((1, 4), 1000.0),
+    )  # its sum is 400,000; float16 ends at 65,504
+    merged = Tokens(x_BNC, size_BN=size_BN).reduce(Assignment(torch.zeros(1, 4, dtype=torch.long), 1))
+    assert rows(merged.x_BNC) == [[100, 100]]
+
+
 def test_unmerge_gives_each_token_the_features_of_its_group():
     plan = Assignment(group(1, 0, 1, -1), 2)
     assert rows(plan.unmerge(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))) == [[3, 4], [1, 2], [3, 4], [0, 0]]

@@ -125,14 +125,17 @@ class Tokens:
         assert group_BN is not None
         size_BN = self.sizes()
         weight_BN = size_BN if assignment.weight_BN is None else assignment.weight_BN.to(size_BN.dtype)
-        x_BKC = _sum_groups(self.x_BNC * weight_BN[..., None].to(self.x_BNC.dtype), group_BN, num_groups)
+        wide = torch.promote_types(
+            self.x_BNC.dtype, torch.float32
+        )  # sums by size of hundreds of tokens overflow float16
+        x_BKC = _sum_groups(self.x_BNC.to(wide) * weight_BN[..., None].to(wide), group_BN, num_groups)
         if assignment.normalize:
             total_BK = _sum_groups(weight_BN[..., None], group_BN, num_groups)
-            x_BKC = x_BKC / total_BK.to(x_BKC.dtype)
+            x_BKC = x_BKC / total_BK.to(wide)
         mass_BN = size_BN if assignment.mass_BN is None else size_BN * assignment.mass_BN.to(size_BN.dtype)
         return replace(
             self,
-            x_BNC=x_BKC,
+            x_BNC=x_BKC.to(self.x_BNC.dtype),
             size_BN=_sum_groups(mass_BN[..., None], group_BN, num_groups).squeeze(-1),
             source_BM=_follow(self.source_BM, group_BN),
             valid_BN=assignment.valid_BK,

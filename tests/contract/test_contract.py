@@ -17,6 +17,7 @@ from tokred.testing import (
     Case,
     cases,
     check_method,
+    compiles_to_one_graph,
     missing_class_token_is_refused,
     option_variants,
     tiny_models,
@@ -31,8 +32,19 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.__name__)
-@pytest.mark.parametrize("case", CASES, ids=str)
+def pairs() -> list:
+    """Every claim on every case. Dynamo takes more than a second to trace one, so that by default it sees each method with each
+    option on one model, and each model with one method; the others are marked slow."""
+    found = []
+    for case in CASES:
+        traced = case.model_name == "class_token" or (case.method == "tome" and not case.options)
+        for claim in CLAIMS:
+            marks = [pytest.mark.slow] if claim is compiles_to_one_graph and not traced else []
+            found.append(pytest.param(case, claim, marks=marks, id=f"{case}-{claim.__name__}"))
+    return found
+
+
+@pytest.mark.parametrize(("case", "claim"), pairs())
 def test_contract(case, claim):
     claim(case)
 
