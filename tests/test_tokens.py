@@ -16,6 +16,13 @@ def rows(x_BNC: torch.Tensor) -> list[list[float]]:
     return x_BNC[0].tolist()
 
 
+def test_a_group_without_members_is_zeros_and_not_nan():
+    tokens = Tokens(torch.ones(1, 3, 2))
+    valid_BK = torch.tensor([[True, False]])
+    after = tokens.reduce(Assignment(torch.zeros(1, 3, dtype=torch.long), 2, valid_BK=valid_BK))
+    assert after.x_BNC.tolist() == [[[1.0, 1.0], [0.0, 0.0]]]
+
+
 def test_a_merged_token_is_the_mean_of_its_members():
     merged = Tokens(X_14C).reduce(Assignment(group(0, 0, 1, 1), 2))
     assert rows(merged.x_BNC) == [[2, 0], [2.5, 3.5]]

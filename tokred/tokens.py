@@ -125,13 +125,11 @@ class Tokens:
         assert group_BN is not None
         size_BN = self.sizes()
         weight_BN = size_BN if assignment.weight_BN is None else assignment.weight_BN.to(size_BN.dtype)
-        wide = torch.promote_types(
-            self.x_BNC.dtype, torch.float32
-        )  # sums by size of hundreds of tokens overflow float16
+        wide = torch.promote_types(self.x_BNC.dtype, torch.float32)  # sums of hundreds of tokens overflow float16
         x_BKC = _sum_groups(self.x_BNC.to(wide) * weight_BN[..., None].to(wide), group_BN, num_groups)
         if assignment.normalize:
             total_BK = _sum_groups(weight_BN[..., None], group_BN, num_groups)
-            x_BKC = x_BKC / total_BK.to(wide)
+            x_BKC = x_BKC / total_BK.masked_fill(total_BK == 0, 1).to(wide)  # padding groups have no members
         mass_BN = size_BN if assignment.mass_BN is None else size_BN * assignment.mass_BN.to(size_BN.dtype)
         return replace(
             self,
