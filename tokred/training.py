@@ -154,7 +154,7 @@ class Training(L.LightningModule):
 def train(config: TrainConfig) -> Path:
     """Trains, writes the weights (without the extra heads) as safetensors, and returns their path."""
     L.seed_everything(config.seed)
-    model = create_backbone(config.model, weights="random")
+    model = create_backbone(config.model, weights="random").train()
     if config.init:  # what the other model has, the class token aside
         load_strictly(model, model.state_dict() | read_state(config.init), config.init)
     done = torch.load(config.resume, weights_only=True)["global_step"] if config.resume else 0
