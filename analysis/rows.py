@@ -78,7 +78,7 @@ class Row:
 
 
 def rows(store: Store) -> list[Row]:
-    """The latest plan's cells, by backbone in the plan's order: the unreduced model, then by method and falling share.
+    """The latest plan's cells, by backbone in the plan's order: the unreduced model, then by method, in the plan's order.
 
     Seeds that failed are a row of their own.
     """
@@ -90,9 +90,7 @@ def rows(store: Store) -> list[Row]:
     cells = grouped(records, lambda record: (json.dumps({**record.cell, "seed": None}, sort_keys=True), record.status))
     made = [_row(cell, store, reference.get(_place(cell[0])), timings) for cell in cells]
     groups = list(dict.fromkeys(row.group for row in made))
-    return sorted(
-        made, key=lambda row: (groups.index(row.group), row.method != "none", row.label, -(row.gmacs_share or 0.0))
-    )
+    return sorted(made, key=lambda row: (groups.index(row.group), row.method != "none", row.label))
 
 
 def write_csv(items: Sequence[Any], path: str | Path) -> Path:
@@ -169,6 +167,8 @@ def _accuracy(cell: list[Record], store: Store) -> dict[str, Any]:
     }
     if num_samples == 0:
         return about
+    if cell[0].cell["method"] == "none" and about["metric"] == "agreement":
+        return about | {"value": 1.0}  # with itself, by definition
     if len(cell) == 1:
         return about | _spread(accuracy(results[0]["num_correct"], num_samples))
     correct_SN = _aligned([_samples(store, record) for record in cell])

@@ -176,7 +176,8 @@ def _folded(text: str, width: int) -> list[str]:
 def _failures(rows: Sequence[Row]) -> list[str]:
     failed = [row for row in rows if row.status != "done"]
     alike = grouped(failed, lambda row: (row.group, row.label, row.status, row.reason))
-    return [f"{len(failed)} of {len(rows)} cells have no result:", *map(_failure, alike)] if failed else []
+    num_failed, num_cells = (sum(row.num_seeds for row in some) for some in (failed, rows))
+    return [f"{num_failed} of {num_cells} cells have no result:", *map(_failure, alike)] if failed else []
 
 
 def _failure(alike: Sequence[Row]) -> str:
@@ -193,8 +194,9 @@ def _reading(done: Sequence[Row]) -> list[str]:
         return []
     num = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     lines = [
-        f"n = {num} samples a cell. In brackets 95 % intervals: Wilson's, and for differences Agresti and Min's, "
-        "paired with the unreduced model on the same samples. MACs % is the share of the unreduced model's."
+        f"n = {num} samples a cell. In brackets 95 % intervals: Wilson's, and for differences Agresti and Min's "
+        "(3 / n to either side where no sample differs), paired with the unreduced model on the same samples. MACs % is "
+        "the share of the unreduced model's."
     ]
     if any(row.metric == "agreement" for row in done):
         lines.append("Agreement is the share of samples on which the prediction is the unreduced model's.")
@@ -206,7 +208,7 @@ def _reading(done: Sequence[Row]) -> list[str]:
         lines.append(f"Shape of the schedules that meet a budget: {shapes[0]}.")
     for group in grouped(done, lambda row: row.data):
         if num_broken := max(row.num_broken for row in group):
-            lines.append(f"{num_broken} broken files in {group[0].data} are not counted.")
+            lines.append(f"Broken files in {group[0].data}, not counted: {num_broken}.")
     return lines
 
 

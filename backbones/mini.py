@@ -33,7 +33,7 @@ class Mini(VideoTransformer):
 
     @classmethod
     def build(cls, name: str, *, weights: str | None = None, **sizes: Any) -> "Mini":
-        model = cls(class_token=name == "mini_cls", learned_positions=True, **(SIZES | sizes))
+        model = cls.made(**SIZES | {"class_token": name == "mini_cls", "learned_positions": True} | sizes)
         if weights in (None, "pretrained", "embedded"):
             weights = str(Path(__file__).parent / "weights" / f"{name}.safetensors")
         if weights != "random":

@@ -4,6 +4,7 @@ With CLS, mean or other pooling, distillation token, registers, LayerScale, qk-n
 block, in two halves; nothing in it is changed.
 """
 
+import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,9 +55,9 @@ class TimmViT(Backbone):
     def build(cls, name: str, *, weights: str | None = None, **sizes: Any) -> "TimmViT":
         name = name.removeprefix(PREFIX)
         if not timm.is_model(name):
-            near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+            near = ", ".join(difflib.get_close_matches(PREFIX + name, cls.names(), n=3)) or "none"
             raise ValueError(
-                f"timm has no model {name!r}; it has, for one, {', '.join(near) or 'vit_base_patch16_224'}"
+                f"timm has no plain VisionTransformer {name!r}; near it are {near}; `tokred list 'timm/*'` names all"
             )
         try:
             model = timm.create_model(name, pretrained=weights == "pretrained", **sizes)

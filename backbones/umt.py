@@ -29,7 +29,7 @@ class UMT(VideoTransformer):
 
     @classmethod
     def build(cls, name: str, *, weights: str | None = None, **sizes: Any) -> "UMT":
-        model = cls(**({"num_frames": 12} | SIZES[name] | sizes))
+        model = cls.made(**{"num_frames": 12} | SIZES[name] | sizes)
         if weights == "pretrained":
             weights = _from_hub(name)
         if weights not in (None, "random"):

@@ -80,6 +80,9 @@ def _guarded(command) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that cannot be written
+        print(f"error: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nstopped; the finished cells are kept: the same command goes on from here", file=sys.stderr)
         return 130
@@ -103,6 +106,9 @@ def _sweep(words: Sequence[str]) -> int:
     out = Path(config.out) if config.out else Path("runs") / f"{config.data['name']}-{key_of(keys)[:8]}"
     store = Store(out).create()
     _say(console, f"{len(keys)} cells, {len(data)} samples each, on {device_of(config)}; records in {out}")
+    for registry in (METHODS, BACKBONES):
+        for label, error in registry.broken.items():
+            _say(console, f"plugin {label} did not load: {error}")
     tally = run_plan(plan, config, data, store, console)
     if tally.kept:
         _say(console, f"{tally.kept} of {len(keys)} cells were there already and were not run again")

@@ -170,6 +170,8 @@ def _amounts(raw: dict[str, Any], asked: Sequence[str]) -> list[tuple[str, Any]]
     if len(given) != 1:
         raise ValueError(f"give one of {', '.join(AMOUNTS)}; got {' and '.join(given) or 'none'}")
     kind, amounts = given[0], raw[given[0]]
+    if kind != "budget" and "shape" in asked:
+        raise ValueError(f"shape goes with budget: it says where one is spent; the amounts here are {kind}")
     if amounts == []:
         raise ValueError(f"{kind} must be an amount or a list of amounts; the list is empty")
     amounts = amounts if isinstance(amounts, list) else [amounts]

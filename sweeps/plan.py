@@ -9,6 +9,7 @@ import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,13 @@ def make_plan(config: SweepConfig, data: DataSource) -> list[Group]:
 def build_backbone(config: SweepConfig, data: DataSource, name: str, weights: str) -> Backbone:
     """The backbone as the sweep runs it. Random weights are drawn from a fixed seed; a backbone that gives features where
     the weights are random gets a classifier for the classes of the data."""
-    sizes = dict(config.sizes)
-    if weights == "random" and name.startswith("umt") and "num_classes" not in sizes:
-        sizes["num_classes"] = max(2, len(data.classes))
+    backbone = _create(name, weights, config.sizes)
+    if weights == "random" and not backbone.gives_classes and "num_classes" not in config.sizes:
+        return _create(name, weights, {**config.sizes, "num_classes": max(2, len(data.classes))})
+    return backbone
+
+
+def _create(name: str, weights: str, sizes: dict[str, Any]) -> Backbone:
     with torch.random.fork_rng():
         torch.manual_seed(RANDOM_WEIGHTS_SEED)
         try:
@@ -133,7 +138,7 @@ def _group(
         "data": data.digest(),
         "preprocess": str(backbone.preprocess()),
         "metric": metric,
-        "tokred": tokred.__version__,
+        "core": _core_hash(),
     }
     cells = [_cell(backbone, fixed, identity, "none", {}, _amount(None, None, None, None), None, config)]
     for method, options in methods:
@@ -216,6 +221,15 @@ def _schedule(backbone: Backbone, method: Method, amount: dict[str, Any], allow_
     if amount["shape"] is not None:
         given["shape"] = amount["shape"]
     return plan_schedule(backbone, method, allow_clip=allow_clip, **given)
+
+
+@cache
+def _core_hash() -> str:
+    """Of all core modules: the sums, the matching, the attention are there, and a change of them changes results."""
+    folder = Path(tokred.__file__).parent
+    apart = {"testing.py", "timing.py", "training.py"}  # which no result depends on
+    files = [path for path in sorted(folder.glob("*.py")) + sorted(folder.glob("data/*.py")) if path.name not in apart]
+    return key_of({str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
 
 
 def _source_hash(cls: type) -> str:

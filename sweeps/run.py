@@ -84,8 +84,13 @@ def _run_group(
             progress.console.print(f"{title}: {cell.label}: {record.status}", **AS_IT_IS)
     progress.update(task, description=f"{title}: accuracy", completed=total)
     untimed = _untimed(group, config, store) if config.timing.rounds else []
-    if untimed:
+    if not untimed:
+        return
+    try:
         _time(untimed, group, backbone, samples, config, store, progress, title)
+    except RuntimeError as error:  # out of memory, mostly; the records are there
+        reason = f"{title}: speed was not measured: {str(error).splitlines()[0]}; try a lower timing.batch_size"
+        progress.console.print(reason, **AS_IT_IS)
 
 
 def run_cell(

@@ -160,7 +160,7 @@ WRONG = [
     ("options.tome.fuse=true", "tome has no option 'fuse'"),
     ("options.evit.fuse=true", "add evit to them"),
     ("sizes=5", "sizes must be given by parts"),
-    ("sizes.wings=2", "mini_mean cannot be made"),
+    ("sizes.wings=2", "no 'wings' in sizes"),
     ("sizes.num_heads=5", "embed_dim must be a multiple of num_heads"),
     ("sizes.num_heads=0", "mini_mean cannot be made"),
     ("sizes.img_size=32", "moving_shapes holds clips of shape"),
@@ -184,7 +184,7 @@ WRONG = [
     ("timing.rounds=10", "timing.rounds must be 0 (no timing) or at least 20"),
     ("timing.rounds=-1", "rounds must be at least 0"),
     ("timing.batch_size=0", "batch_size must be at least 1"),
-    ("plugins=[nowhere.py]", "no plugin file at nowhere.py"),
+    ("plugins=[nowhere.py]", "no plugin file at "),
     ("experiment=typo", "no 'typo' in experiment. There are"),
     ("out=${nothing}", "nothing"),
 ]

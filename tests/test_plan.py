@@ -14,6 +14,7 @@ from tokred import METHODS, ReducedModel, create_backbone, list_methods
 from tokred.data import create_data
 from tokred.registry import load_file
 from tokred.schedule import SHAPES
+from tokred.sweeps import plan
 from tokred.sweeps.cli import sweep
 from tokred.sweeps.config import experiments, read_config
 from tokred.sweeps.plan import build_backbone, build_method, make_plan
@@ -116,7 +117,15 @@ def test_all_means_every_method_there_is():
 
 
 def test_shapes_are_an_axis_of_budgets_only():
-    assert len(cells(*TINY, "methods=tome", "r=[2,4]", "shape=[constant,front]")) == 1 + 2
+    assert len(cells(*REAL, "methods=tome", "budget=[0.8]", "shape=[constant,front]", "backbones=mini_mean")) == 1 + 2
+    with pytest.raises(ValueError, match="shape goes with budget: it says where one is spent; the amounts here are r"):
+        cells(*TINY, "methods=tome", "r=[2,4]", "shape=[constant,front]")
+
+
+def test_a_changed_core_has_other_keys(monkeypatch):
+    before = keys(*TINY, "methods=tome", "r=2")
+    monkeypatch.setattr(plan, "_core_hash", lambda: "of another matching.py")
+    assert not set(keys(*TINY, "methods=tome", "r=2")) & set(before)
 
 
 def test_a_random_method_gets_a_cell_for_each_seed():

@@ -1,5 +1,9 @@
 """Names, discovery and what is said when a plugin or a name is wrong."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 import tokred
@@ -62,7 +66,10 @@ def test_an_unknown_backbone_is_refused_with_the_nearest():
 
 
 def test_an_unknown_timm_model_is_refused_with_some_there_are():
-    with pytest.raises(ValueError, match="timm has no model 'vit_tini_patch16_224'; it has, for one, .*vit"):
+    with pytest.raises(
+        ValueError,
+        match="timm has no plain VisionTransformer 'vit_tini_patch16_224'; near it are timm/vit_tiny_patch16_224",
+    ):
         tokred.create_backbone("timm/vit_tini_patch16_224")
 
 
@@ -90,7 +97,7 @@ def test_a_file_is_a_plugin(tmp_path, own_registry):
 
 
 def test_a_plugin_file_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="no plugin file at nowhere.py; `plugins` takes paths of Python files"):
+    with pytest.raises(ValueError, match="no plugin file at .*nowhere.py; `plugins` takes paths of Python files"):
         load_file("nowhere.py")
 
 
@@ -109,6 +116,17 @@ def test_a_plugin_file_cannot_take_a_name_that_is_taken(tmp_path, own_registry):
     with pytest.raises(ValueError, match="the name 'tome' twice: in tokred.methods.tome and in tokred_plugin_mine"):
         load_file(path)
     assert METHODS["tome"].__module__ == "tokred.methods.tome"
+
+
+def test_a_plugin_file_cannot_take_a_built_ins_name_before_the_built_ins_are_loaded(tmp_path):
+    """In a process of its own: nothing has asked the registry for a name yet."""
+    path = tmp_path / "mine.py"
+    path.write_text(FILE.format(name="tome"))
+    code = f"from tokred.registry import load_file; load_file({str(path)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+    )
+    assert "the name 'tome' twice: in tokred.methods.tome and in tokred_plugin_mine" in done.stderr
 
 
 def test_an_unknown_name_comes_with_the_plugins_that_did_not_load(monkeypatch):

@@ -16,7 +16,14 @@ def create_backbone(name: str, *, weights: str | None = None, **sizes: Any) -> B
     for family in BACKBONES:
         if name in family.names() or any(name.startswith(p) for p in family.prefixes):
             return family.build(name, weights=weights, **sizes).eval()
-    raise ValueError(unknown("backbones", name, list_backbones(), broken=BACKBONES.broken))
+    shown = [short for family in BACKBONES for short in _short(family)]
+    raise ValueError(unknown("backbones", name, list_backbones(), broken=BACKBONES.broken, shown=shown))
+
+
+def _short(family: type[Backbone]) -> list[str]:
+    """Its names, or one that stands for them where they are very many."""
+    names = family.names()
+    return names if len(names) <= 10 else [f"{prefix}NAME ({len(names)} names)" for prefix in family.prefixes]
 
 
 def list_backbones(pattern: str = "*") -> list[str]:

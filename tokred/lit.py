@@ -50,8 +50,7 @@ class _Kept:
         self._batches, room = [], CACHE_BYTES
         for batch in self.loader:
             room -= batch.inputs.nbytes
-            if room >= 0:
-                self._batches.append(batch)
+            self._batches = [*self._batches, batch] if room >= 0 else []
             # before the last yield, after which Lightning does not ask again
             self._whole = len(self._batches) == len(self.loader)
             yield batch

@@ -109,7 +109,7 @@ def reduce(
     tokens: Sequence[int] | None = None,
     budget: float | None = None,
     layers: Sequence[int] | None = None,
-    shape: str = "constant",
+    shape: str | None = None,
     allow_clip: bool = False,
     **options: Any,
 ) -> ReducedModel:
@@ -119,7 +119,8 @@ def reduce(
     keywords, or a ``Method``. How much, one of: ``r``, tokens removed per layer: an int, a float below 1 (share of the
     current tokens), a list per layer (padded with zeros), a pair (r, inflection) with ToMe's meaning; ``keep_rate``, with
     ``layers`` (0-based) or one rate per layer; ``tokens``, those that leave each layer, prefix included; ``budget``, a share of
-    the unreduced MACs, spent in the ``shape`` (``tokred.schedule.SHAPES``) over ``layers``. None of them: nothing is removed.
+    the unreduced MACs, spent in the ``shape`` ("constant"; ``tokred.schedule.SHAPES``) over ``layers``. None of them:
+    nothing is removed.
 
     Raises ValueError where the model cannot be cut, the method cannot run on it, or the schedule cannot be met;
     ``allow_clip=True`` stops at what is possible in a layer instead, as the official ToMe and vid-TLDR do.
@@ -154,7 +155,7 @@ def plan_schedule(
     tokens: Sequence[int] | None = None,
     budget: float | None = None,
     layers: Sequence[int] | None = None,
-    shape: str = "constant",
+    shape: str | None = None,
     allow_clip: bool = False,
 ) -> Schedule:
     """The schedule that ``reduce`` would use; arguments as there."""
@@ -164,6 +165,8 @@ def plan_schedule(
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
         raise ValueError(f"give one of r, keep_rate, tokens and budget; got {' and '.join(named)}")
+    if shape is not None and named != ["budget"]:
+        raise ValueError(f"shape goes with budget: it says where one is spent; got shape={shape!r} without one")
     if layers is not None and named != ["keep_rate"] and named != ["budget"]:
         raise ValueError("layers goes with keep_rate or budget; for r give one number for each layer, 0 where none go")
     if r is not None:
@@ -179,7 +182,7 @@ def plan_schedule(
             return count(widths, method, counts, num_tokens=backbone.num_tokens, prefix=backbone.prefix).macs
 
         where = _only_layer(method, backbone) if layers is None else layers
-        return schedule.solve_budget(budget, stage, macs, shape=shape, layers=where)
+        return schedule.solve_budget(budget, stage, macs, shape=shape or "constant", layers=where)
     return schedule.unreduced(stage)
 
 
@@ -229,7 +232,7 @@ def as_backbone(model: nn.Module) -> Backbone:
             return family.wrap(model)
     raise ValueError(
         f"no backbone family can cut a {type(model).__name__} between attention and MLP; there are "
-        f"{', '.join(BACKBONES.names())}; write a Backbone for it (docs: adding a backbone)"
+        f"{', '.join(BACKBONES.names())}; write a Backbone for it (see tokred/model.py)"
     )
 
 

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import entry_points
@@ -85,11 +86,15 @@ class Registry:
 
 
 def load_file(path: str | Path) -> None:
-    """Runs a plugin file, so that what it registers is known. Raises ValueError where it cannot be run."""
-    path = Path(path)
+    """Runs a plugin file, so that what it registers is known. Raises ValueError where it cannot be run.
+
+    All others are loaded first, so that a name taken twice is this file's error and never replaces a built-in.
+    """
+    METHODS.names(), BACKBONES.names()
+    path = Path(path).expanduser().resolve()
     if not path.is_file():
         raise ValueError(f"no plugin file at {path}; `plugins` takes paths of Python files")
-    name = f"tokred_plugin_{path.stem}"
+    name = f"tokred_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # files of one name stay apart
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -101,12 +106,14 @@ def load_file(path: str | Path) -> None:
         raise ValueError(f"plugin {path} did not load: {type(error).__name__}: {error}") from error
 
 
-def unknown(what: str, name: str, known: Any, broken: dict[str, str] | None = None) -> str:
-    """One line for a name that is not there: the nearest, then all."""
+def unknown(
+    what: str, name: str, known: Any, broken: dict[str, str] | None = None, *, shown: list[str] | None = None
+) -> str:
+    """One line for a name that is not there: the nearest, then all (or what is ``shown`` in their place)."""
     near = difflib.get_close_matches(name, list(known), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     failed = "".join(f" {label} did not load: {error}." for label, error in (broken or {}).items())
-    return f"no {name!r} in {what}.{hint} There are: {', '.join(sorted(known))}.{failed}"
+    return f"no {name!r} in {what}.{hint} There are: {', '.join(shown or sorted(known))}.{failed}"
 
 
 METHODS = Registry("methods")

@@ -116,8 +116,8 @@ def solve_budget(
     ``macs(tokens)`` counts a list of tokens per layer. ``layers`` restricts where tokens go. Bisection on the amount
     removed, then single tokens. Raises ValueError, with the share that can be reached, where the budget cannot.
     """
-    if not 0 < budget <= 1:
-        raise ValueError(f"budget is a share of the unreduced MACs, above 0 and at most 1; got {budget:g}")
+    if not isinstance(budget, int | float) or not 0 < budget <= 1:
+        raise ValueError(f"budget is a share of the unreduced MACs, above 0 and at most 1; got {budget!r}")
     spec = f"budget={budget:g}, {shape}" + ("" if layers is None else f" at layers {list(layers)}")
     full = macs((stage.num_tokens,) * stage.depth)
     if budget == 1:
@@ -143,6 +143,10 @@ def removed_per_layer(r: int | float | tuple[float, float] | Sequence[int | floa
     """
     if isinstance(r, int | float):
         return [_one_r(r)] * depth
+    if isinstance(r, str) or not all(isinstance(amount, int | float) for amount in r):
+        raise ValueError(
+            f"r must be a number, a list of one number for each layer, or a pair (r, inflection); got {r!r}"
+        )
     if isinstance(r, tuple) and len(r) == 2:
         return _inflected(r[0], r[1], depth)
     if len(r) > depth:

@@ -6,7 +6,9 @@ official UMT vision encoder (``encoder.*``, ``pool_norm.*``).
 Dimension key: B batch, T frames, N tokens, C channels, H heads, D channels of a head.
 """
 
+import inspect
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from tokred.attention import Attention, attend
 from tokred.model import Backbone, Widths
+from tokred.registry import unknown
 from tokred.tokens import Tokens
 
 NORM_EPS = 1e-6
@@ -120,6 +123,15 @@ class VideoTransformer(Backbone):
         else:
             self.register_buffer("positions", sinusoid(num_patches, embed_dim)[None], persistent=False)
         self.apply(_initialise)
+
+    @classmethod
+    def made(cls, **sizes: Any) -> Self:
+        """One of these sizes. Raises ValueError on a size there is not."""
+        known = inspect.signature(cls.__init__).parameters
+        strange = [name for name in sizes if name == "self" or name not in known]
+        if strange:
+            raise ValueError(unknown("sizes", strange[0], [name for name in known if name != "self"]))
+        return cls(**sizes)
 
     def embed(self, inputs: Tensor) -> Tokens:
         expected = self.sample_shape

@@ -46,7 +46,7 @@ class FileSource(DataSource):
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be 1 or more, or None for all files, not {limit}")
         self.root, self.csv, self.limit = root, csv, limit
-        self._root = os.path.realpath(root)
+        self._root = os.path.realpath(os.path.expanduser(root))
         if not os.path.isdir(self._root):
             raise ValueError(f"root of {self.name} must be a folder, but there is none at {root}; give its path")
         listing = list_folder(self._root, self.extensions) if csv is None else list_csv(self._root, csv)
