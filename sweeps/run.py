@@ -75,11 +75,12 @@ def _run_group(
         return
     backbone = build_backbone(config, data, group.backbone, group.weights).to(device_of(config))
     samples = EvaluationData(data, backbone, batch_size=config.batch_size, num_workers=config.workers)
+    bench = _Bench(group, backbone, samples, config, store)
     total = len(open_cells) * len(samples.batches)
     task = progress.add_task(title, total=total)
     for cell in open_cells:
         progress.update(task, description=f"{title}: {cell.label}")
-        record = run_cell(cell, group, backbone, samples, config, store, on_batch=lambda: progress.advance(task))
+        record = _run_cell(cell, bench, on_batch=lambda: progress.advance(task))
         if progress.disable:  # no terminal to draw a bar on
             progress.console.print(f"{title}: {cell.label}: {record.status}", **AS_IT_IS)
     progress.update(task, description=f"{title}: accuracy", completed=total)
@@ -87,52 +88,51 @@ def _run_group(
     if not untimed:
         return
     try:
-        _time(untimed, group, backbone, samples, config, store, progress, title)
+        _time(untimed, bench, progress, title)
     except RuntimeError as error:  # out of memory, mostly; the records are there
         reason = f"{title}: speed was not measured: {str(error).splitlines()[0]}; try a lower timing.batch_size"
         progress.console.print(reason, **AS_IT_IS)
 
 
-def run_cell(
-    cell: Cell,
-    group: Group,
-    backbone: Backbone,
-    samples: EvaluationData,
-    config: SweepConfig,
-    store: Store,
-    on_batch: Callable[[], None] = lambda: None,
-) -> Record:
+@dataclass(frozen=True)
+class _Bench:
+    """What all cells of a group share while they run."""
+
+    group: Group
+    backbone: Backbone
+    samples: EvaluationData
+    config: SweepConfig
+    store: Store
+
+
+def _run_cell(cell: Cell, bench: _Bench, on_batch: Callable[[], None]) -> Record:
     """One cell to one record in the store; what goes wrong in it is its record's reason."""
     kept = None
     try:
-        status, reason, result, kept = _evaluated(cell, group, backbone, samples, config, store, on_batch)
+        status, reason, result, kept = _evaluated(cell, bench, on_batch)
     except Exception as error:  # a plugin or a file can raise anything; the sweep goes on
         text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         status, reason, result = "failed", text, {}
-    record = Record(cell.key, cell.spec, status, reason, result, conditions_of(config))
-    store.add(record, kept)
+    record = Record(cell.key, cell.spec, status, reason, result, conditions_of(bench.config))
+    bench.store.add(record, kept)
     return record
 
 
 def _evaluated(
-    cell: Cell,
-    group: Group,
-    backbone: Backbone,
-    samples: EvaluationData,
-    config: SweepConfig,
-    store: Store,
-    on_batch: Callable[[], None],
+    cell: Cell, bench: _Bench, on_batch: Callable[[], None]
 ) -> tuple[str, str | None, dict[str, Any], dict[str, np.ndarray] | None]:
     """Status, reason, result and predictions."""
     if cell.refused is not None or cell.schedule is None:
         return "refused", cell.refused, {}, None
-    model = ReducedModel(backbone, build_method(cell), cell.schedule).eval()
-    predictions = evaluate(model, samples, device=device_of(config), precision=config.precision, on_batch=on_batch)
+    model, config = ReducedModel(bench.backbone, build_method(cell), cell.schedule).eval(), bench.config
+    predictions = evaluate(
+        model, bench.samples, device=device_of(config), precision=config.precision, on_batch=on_batch
+    )
     if predictions.invalid:
         first = ", ".join(map(str, predictions.invalid[:5]))
         return "invalid", f"the logits of {len(predictions.invalid)} samples are not finite (indices {first})", {}, None
-    kept = arrays(predictions, _reference(cell, group, predictions, store))
-    return "done", None, _result(model, group, predictions, kept), kept
+    kept = arrays(predictions, _reference(cell, bench.group, predictions, bench.store))
+    return "done", None, _result(model, bench.group, predictions, kept), kept
 
 
 def conditions_of(config: SweepConfig) -> dict[str, Any]:
@@ -212,19 +212,11 @@ def _timing_name(group: Group, cells: Sequence[Cell], config: SweepConfig) -> st
     return f"{group.backbone.replace('/', '_')}-{key_of(content)[:12]}"
 
 
-def _time(
-    cells: Sequence[Cell],
-    group: Group,
-    backbone: Backbone,
-    samples: EvaluationData,
-    config: SweepConfig,
-    store: Store,
-    progress: Progress,
-    title: str,
-) -> None:
+def _time(cells: Sequence[Cell], bench: _Bench, progress: Progress, title: str) -> None:
     """The cells and the unreduced model, twice, in turn; on one batch of the data."""
-    device, size = device_of(config), config.timing.batch_size
-    inputs = _one_batch(samples, size).to(device)
+    backbone, config = bench.backbone, bench.config
+    device = device_of(config)
+    inputs = _one_batch(bench.samples, config.timing.batch_size).to(device)
     models: dict[str, torch.nn.Module] = {timing.UNREDUCED: backbone, timing.NULL: backbone}
     for cell in cells:
         assert cell.schedule is not None
@@ -239,10 +231,10 @@ def _time(
             on_round=lambda: progress.advance(task),
         )
     ratios = timing.speedups(times_ms)
-    store.add_timing(
+    bench.store.add_timing(
         Timing(
-            _timing_name(group, cells, config),
-            group.backbone,
+            _timing_name(bench.group, cells, config),
+            bench.group.backbone,
             len(inputs),
             times_ms,
             ratios,

@@ -387,5 +387,16 @@ def plan_again(folder, words):
     Run(folder, *(word for word in words if not word.startswith("plugins=")))
 
 
+def test_a_timing_that_fails_is_said_and_the_records_stay(quick, weights, tmp_path, monkeypatch, capsys):
+    def out_of_memory(*args, **options):
+        raise RuntimeError("out of memory\nand a long trace")
+
+    monkeypatch.setattr(timing, "interleave", out_of_memory)
+    words = [*TINY, weights, "methods=tome", f"out={tmp_path / 'run'}", "timing.rounds=20"]
+    assert sweep(words) == 0
+    assert "speed was not measured: out of memory; try a lower timing.batch_size" in capsys.readouterr().out
+    assert all(record.status == "done" for record in Store(tmp_path / "run").planned())
+
+
 def test_the_unreduced_model_alone_is_not_timed(quick, weights, tmp_path):
     assert Run(tmp_path, weights, "methods=none", "timing.rounds=20").store.all_timings() == []

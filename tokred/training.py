@@ -1,8 +1,8 @@
 """Training of the embedded models on moving shapes, which are drawn as they are needed: no clip is seen twice.
 
-A model that is taught the class alone learns nothing for a long time. So the first steps have a plain background and few
-other objects (``ramp``), and extra heads, dropped afterwards, are taught pattern and direction apart, of the clip and of what
-each token shows.
+A model that is taught what the whole clip shows learns next to nothing for a long time. So the first steps have a plain
+background and few other objects (``ramp``), and extra heads, dropped afterwards, are taught pattern and direction apart, of
+the clip and of what each token shows.
 
 Dimension key: B batch, N tokens, C channels, T frames, H height, W width.
 """
