@@ -22,7 +22,7 @@ def fill_(model, seed):
     """
     for name, parameter in model.named_parameters():
         mean, std = _moments(name, parameter.shape)
-        values = mean + std * _normal(parameter.shape, f"{seed}/{name}")
+        values = np.asarray(mean + std * _normal(parameter.shape, f"{seed}/{name}"))  # of a scalar, too
         parameter.copy_(torch.from_numpy(values))
     return model
 
@@ -46,6 +46,8 @@ def _moments(name, shape):
         return 0.5, 0.1
     if leaf.endswith(("_token", "_embed")):
         return 0.0, 0.5
+    if leaf == "temp":  # the temperature of a contrastive loss, a scalar
+        return 0.07, 0.0
     if leaf == "weight" and len(shape) == 1:  # a norm layer
         return 1.0, 0.1
     if leaf == "weight":
