@@ -1,7 +1,6 @@
 """Videos made here with PyAV: the frames that are read, and what is said of those that cannot be."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -10,66 +9,14 @@ import pytest
 import torch
 import torchvision.transforms.functional as vision
 
+from tests.videos import CODECS, add_sound, all_frames, write
 from tokred.data import Preprocess, VideoFolder, create_data, video
 from tokred.data.loading import fit
-from tokred.data.video import middle_frames, read_clip
+from tokred.data.video import first_frames, middle_frames, read_clip
+from tokred.data.views import crop_starts, fit_short_side, sparse_frames, ssv2_frames
 
 UMT = Preprocess()
 SHAPE = (4, 3, 32, 48)
-CODECS = {
-    "a.mp4": ("libx264", "yuv420p"),
-    "a.mov": ("libx264", "yuv420p"),
-    "a.mkv": ("libx264", "yuv420p"),
-    "a.webm": ("libvpx-vp9", "yuv420p"),
-    "a.avi": ("mpeg4", "yuv420p"),
-    "a.mpg": ("mpeg2video", "yuv420p"),
-    "a.gif": ("gif", "rgb8"),
-}
-
-
-def pictures(num_frames: int, height: int = 64, width: int = 96) -> Iterator[np.ndarray]:
-    """Coloured blocks that move, and a bar that says which frame it is."""
-    blocks = np.random.RandomState(0).randint(0, 256, (-(-height // 8), -(-width // 8), 3), np.uint8)
-    pixels = blocks.repeat(8, 0).repeat(8, 1)[:height, :width]
-    for number in range(num_frames):
-        frame = np.roll(pixels, 2 * number, 1)
-        frame[:8] = number * 8 % 256
-        yield frame
-
-
-def write(path: Path, num_frames: int = 30, *, rotation: int = 0, sound_s: float = 0, codec=None, **options) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    codec, pixel_format = codec or CODECS["a" + path.suffix]
-    size = {name: options.pop(name) for name in ("height", "width") if name in options}
-    with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream(codec, rate=25)
-        stream.pix_fmt, stream.height, stream.width = pixel_format, size.get("height", 64), size.get("width", 96)
-        stream.bit_rate = 4_000_000  # else some codecs repeat a frame to save bits
-        sound = container.add_stream("aac", rate=8000) if sound_s else None
-        if rotation:
-            stream.set_display_rotation(rotation)
-        container.start_encoding()
-        for pixels in pictures(num_frames, **size):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
-        container.mux(stream.encode())
-        if sound is not None:
-            add_sound(container, sound, sound_s)
-    return path
-
-
-def add_sound(container, sound, sound_s: float) -> None:
-    for start in range(0, int(8000 * sound_s), 1024):
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.rate, frame.pts = 8000, start
-        container.mux(sound.encode(frame))
-    container.mux(sound.encode())
-
-
-def all_frames(path: Path) -> torch.Tensor:
-    """(number of frames, 3, H, W) uint8, by way of PyAV's pictures."""
-    with av.open(str(path)) as container:
-        frames = [np.array(frame.to_image()) for frame in container.decode(video=0)]
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
 
 def as_umt(frames: torch.Tensor, shape=SHAPE) -> torch.Tensor:
@@ -209,6 +156,182 @@ def test_crop_and_antialias_are_those_of_pictures(tmp_path):
     assert torch.equal(only_batch(tmp_path, shape=(4, 3, 32, 32), preprocess=preprocess).inputs[0], expected)
 
 
+# Views of action recognition
+
+
+def test_sparse_frames_are_those_of_umt():
+    """The first and the start of the last are of its own code, the others by hand from its rule."""
+    clips = sparse_frames(300, 8, 4)
+    assert len(clips) == 4 and clips[0] == [7, 44, 82, 119, 157, 194, 231, 269] and clips[3][:3] == [29, 66, 104]
+    assert sparse_frames(300, 8, 1) == [[18, 55, 93, 130, 168, 205, 242, 280]]
+    assert sparse_frames(3, 8, 2) == [[0, 0, 0, 1, 1, 1, 2, 2]] * 2
+    assert sparse_frames(1, 4, 2) == [[0] * 4] * 2
+
+
+def test_a_half_is_rounded_to_even():
+    """Parts of 2.5 frames start at 0, 2.5, 5 and 7.5."""
+    assert sparse_frames(11, 4, 1) == [[1, 3, 6, 9]]
+
+
+def test_ssv2_frames_are_those_of_umt():
+    """The first two are of its own code; with 3 frames, parts of 3 / 4 start at 0, 0, 1, 2 and have the middles 0, 1, 1, 2."""
+    assert ssv2_frames(45, 8, 2) == [[0, 5, 11, 16, 22, 28, 33, 39], [2, 8, 14, 19, 25, 30, 36, 42]]
+    assert ssv2_frames(3, 4, 2) == [[0, 0, 1, 2], [0, 1, 1, 2]]
+    assert ssv2_frames(45, 8, 1) == ssv2_frames(45, 8, 2)[:1]
+
+
+@pytest.mark.parametrize("frames_of", [sparse_frames, ssv2_frames])
+@pytest.mark.parametrize("num_frames", [1, 8, 16])
+def test_clips_are_in_order_and_in_range(frames_of, num_frames):
+    for num_video_frames in range(1, 300):
+        for clip in frames_of(num_video_frames, num_frames, 2):
+            assert len(clip) == num_frames and clip == sorted(clip) and clip[0] >= 0 and clip[-1] < num_video_frames
+
+
+@pytest.mark.parametrize(
+    ("long", "num_crops", "expected"),
+    [(398, 3, [0, 87, 174]), (398, 1, [87]), (299, 3, [0, 37, 75]), (224, 3, [0, 0, 0]), (399, 2, [0, 175])],
+)
+def test_crops_go_from_end_to_end(long, num_crops, expected):
+    assert crop_starts(long, 224, num_crops) == expected
+
+
+def bilinear(pixels_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(height, width, 3) float64: pixel by pixel, from the four whose centres are around."""
+    resized = np.empty((height, width, 3))
+    limits = pixels_HWC.shape[0] - 1, pixels_HWC.shape[1] - 1
+    for row in range(height):
+        for column in range(width):
+            y = min(max((row + 0.5) * pixels_HWC.shape[0] / height - 0.5, 0), limits[0])
+            x = min(max((column + 0.5) * pixels_HWC.shape[1] / width - 0.5, 0), limits[1])
+            top, left = int(y), int(x)
+            bottom, right = min(top + 1, limits[0]), min(left + 1, limits[1])
+            above = pixels_HWC[top, left] * (1 - x + left) + pixels_HWC[top, right] * (x - left)
+            below = pixels_HWC[bottom, left] * (1 - x + left) + pixels_HWC[bottom, right] * (x - left)
+            resized[row, column] = above * (1 - y + top) + below * (y - top)
+    return resized
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"), [(36, 64, (20, 35)), (64, 36, (35, 20)), (50, 50, (20, 20)), (15, 16, (20, 21))]
+)
+def test_the_short_side_is_the_models_and_the_resize_bilinear(height, width, expected):
+    pixels_HWC = np.random.RandomState(0).randint(0, 256, (height, width, 3), np.uint8)
+    fitted = fit_short_side(pixels_HWC, 20)
+    assert fitted.shape == (3, *expected) and fitted.dtype == np.uint8
+    # half a grey level of rounding, and what float32 adds
+    assert np.abs(fitted.transpose(1, 2, 0) - bilinear(pixels_HWC, *expected)).max() < 0.5 + 1e-3
+
+
+def test_a_frame_of_the_right_short_side_stays_as_it_is():
+    pixels_HWC = np.random.RandomState(0).randint(0, 256, (20, 37, 3), np.uint8)
+    assert np.array_equal(fit_short_side(pixels_HWC, 20).transpose(1, 2, 0), pixels_HWC)
+
+
+@pytest.mark.parametrize(("sampling", "num_clips"), [("sparse", 4), ("sparse", 1), ("ssv2", 2)])
+@pytest.mark.parametrize("size", [(64, 96), (96, 64)])
+def test_views_are_crops_of_clips(tmp_path, sampling, num_clips, size):
+    path = write(tmp_path / "a.mp4", 30, height=size[0], width=size[1])
+    source = VideoFolder(tmp_path, sampling=sampling, num_clips=num_clips, num_crops=3)
+    (batch,) = source.loader((4, 3, 32, 32), Preprocess(mean=(0, 0, 0), std=(1, 1, 1)), batch_size=2)
+    assert source.num_views == num_clips * 3 and batch.inputs.shape == (1, num_clips * 3, 4, 3, 32, 32)
+    frames = torch.from_numpy(
+        np.stack([fit_short_side(frame, 32) for frame in all_frames(path).permute(0, 2, 3, 1).numpy()])
+    )
+    of_clips = {"sparse": sparse_frames, "ssv2": ssv2_frames}[sampling](30, 4, num_clips)
+    for clip in range(num_clips):
+        for crop, start in enumerate((0, 8, 16)):  # 32 x 48
+            view = (batch.inputs[0, clip * 3 + crop] * 255).round().byte()
+            assert torch.equal(view, frames[of_clips[clip]].narrow(2 if size[0] > size[1] else 3, start, 32))
+
+
+def test_a_single_view_has_no_dimension_of_views(tmp_path):
+    path = write(tmp_path / "a.mp4")
+    source = VideoFolder(tmp_path, sampling="sparse")
+    (batch,) = source.loader((4, 3, 32, 32), Preprocess(mean=(0, 0, 0), std=(1, 1, 1)), batch_size=2)
+    assert source.num_views == 1 and batch.inputs.shape == (1, 4, 3, 32, 32)
+    frame = fit_short_side(all_frames(path)[sparse_frames(30, 4, 1)[0][2]].permute(1, 2, 0).numpy(), 32)
+    assert np.array_equal((batch.inputs[0, 2] * 255).round().byte(), frame[..., 8:40])
+
+
+def test_all_views_come_of_one_decoding(tmp_path, monkeypatch):
+    opened, decode = [], video._frames
+
+    def count(path: str):
+        opened.append(path)
+        return decode(path)
+
+    monkeypatch.setattr(video, "_frames", count)
+    source = VideoFolder(write(tmp_path / "a.webm", 40).parent, sampling="sparse", num_clips=4, num_crops=3)
+    (batch,) = source.loader((4, 3, 32, 32), UMT, batch_size=1)
+    assert batch.problems == [] and len(opened) == 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_batch_of_views_with_a_broken_video_is_what_is_left(tmp_path, num_workers):
+    write(tmp_path / "b.mp4")
+    for name in ("a.mp4", "c.mp4"):
+        (tmp_path / name).write_bytes(b"")
+    source = VideoFolder(tmp_path, sampling="ssv2", num_clips=2, num_crops=3)
+    batches = list(source.loader((4, 3, 32, 32), UMT, batch_size=2, num_workers=num_workers))
+    assert [batch.inputs.shape for batch in batches] == [(1, 6, 4, 3, 32, 32), (0, 6, 4, 3, 32, 32)]
+    assert [problem.path for batch in batches for problem in batch.problems] == ["a.mp4", "c.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampling": "dense"}, "sampling must be one of middle, sparse, ssv2, not 'dense'"),
+        ({"num_clips": 2}, "sampling=middle has one view, so num_clips and num_crops must be 1, not 2 and 1; choose"),
+        ({"num_crops": 3}, "sampling=middle has one view"),
+        ({"sampling": "sparse", "num_crops": 0}, "num_clips and num_crops must be 1 or more, not 1 and 0"),
+        ({"sampling": "ssv2", "num_clips": 3}, "num_clips must be 1 or 2 with sampling=ssv2, not 3"),
+    ],
+)
+def test_views_that_there_are_not_are_refused(tmp_path, options, message):
+    write(tmp_path / "a.mp4", 2)
+    with pytest.raises(ValueError, match=message):
+        VideoFolder(tmp_path, **options)
+
+
+def test_square_crops_for_a_model_of_oblongs_are_refused(tmp_path):
+    write(tmp_path / "a.mp4", 2)
+    with pytest.raises(ValueError, match="sampling=sparse cuts squares, but the backbone takes"):
+        VideoFolder(tmp_path, sampling="sparse").loader(SHAPE, UMT, batch_size=1)
+
+
+def test_views_change_the_digest_and_are_in_the_description(tmp_path):
+    write(tmp_path / "a.mp4", 2)
+    source = VideoFolder(tmp_path, sampling="ssv2", num_clips=2, num_crops=3, separator=" ")
+    again = create_data(**source.description())
+    assert again.description() == source.description() and again.digest() == source.digest()
+    assert len({VideoFolder(tmp_path, sampling=name).digest() for name in ("middle", "sparse", "ssv2")}) == 3
+
+
+# The first seconds
+
+
+@pytest.mark.parametrize(
+    ("num_video_frames", "rate", "expected"),
+    [
+        (750, 25.0, 750),
+        (751, 25.0, 750),
+        (1000, 30000 / 1001, 899),
+        (899, 30000 / 1001, 899),
+        (100, 1.0, 30),
+        (5, 0.1, 3),
+    ],
+)
+def test_the_first_seconds_are_umts_for_didemo(num_video_frames, rate, expected):
+    assert first_frames(num_video_frames, rate, 30) == expected
+
+
+def test_the_first_seconds_hold_a_frame(tmp_path):
+    assert first_frames(100, 25.0, 0.01) == 1
+    clip = read_clip(str(write(tmp_path / "a.mp4", 30)), 4, (64, 96), UMT, max_seconds=0.01)
+    assert np.array_equal(clip, all_frames(tmp_path / "a.mp4")[[0, 0, 0, 0]])
+
+
 # The source
 
 
@@ -230,6 +353,24 @@ def test_a_csv_gives_paths_and_labels(tmp_path):
     (tmp_path / "test.csv").write_text("path,label\na.mp4,17\n")
     source = create_data("video_folder", root=str(tmp_path / "set"), csv=str(tmp_path / "test.csv"))
     assert len(source) == 1 and source.label(0) == 17 and source.has_labels
+
+
+def test_the_columns_of_a_csv_can_be_separated_by_a_space(tmp_path):
+    write(tmp_path / "set" / "a.mp4", 5)
+    (tmp_path / "test.csv").write_text("a.mp4 17\n")
+    source = VideoFolder(tmp_path / "set", csv=tmp_path / "test.csv", separator=" ")
+    assert source.path(0) == "a.mp4" and source.label(0) == 17
+    (tmp_path / "test.csv").write_text("a b.mp4 17\n")
+    with pytest.raises(ValueError, match="line 1 of .* must hold path,label or path alone, not 3 columns"):
+        VideoFolder(tmp_path / "set", csv=tmp_path / "test.csv", separator=" ")
+
+
+@pytest.mark.parametrize("separator", ["", ", ", "\n", '"'])
+def test_a_separator_of_another_length_is_refused(tmp_path, separator):
+    write(tmp_path / "a.mp4", 2)
+    (tmp_path / "test.csv").write_text("a.mp4,17\n")
+    with pytest.raises(ValueError, match="separator must be one character"):
+        VideoFolder(tmp_path, csv=tmp_path / "test.csv", separator=separator)
 
 
 def test_videos_on_a_picture_backbone_are_refused(tmp_path):

@@ -9,6 +9,7 @@ import torch
 
 from tokred.data import MovingShapes, Preprocess, create_data, moving
 from tokred.data.moving_shapes import (
+    ANSWERS,
     CLASSES,
     COLOURS,
     DIRECTIONS,
@@ -21,6 +22,7 @@ from tokred.data.moving_shapes import (
     caption,
     clip_tensor,
     make_clip,
+    make_scene,
     questions,
 )
 
@@ -116,6 +118,24 @@ def test_answers_follow_from_the_scene(clip: Clip):
     assert answers["what shape is the moving object?"] == first.shape in SHAPES
     assert answers["what colour is the moving object?"] == first.colour in COLOURS
     assert int(answers["how many objects are there?"]) == len(set(np.unique(clip.owner_THW)) - {0})
+
+
+@pytest.mark.parametrize("difficulty", [0.0, 0.5, 1.0])
+def test_a_scene_is_that_of_the_clip(difficulty):
+    for index in range(5):
+        clip = make_clip("validation", index, difficulty=difficulty)
+        assert make_scene("validation", index, difficulty=difficulty) == clip.scene
+
+
+def test_the_answers_are_all_that_are_given_and_each_is_there_once():
+    """Twelve hundred questions at three difficulties: the rarest answer is one in a hundred of them or more."""
+    given = {
+        answer
+        for difficulty in (0.0, 0.5, 1.0)
+        for index in range(80)
+        for _, answer in questions(make_scene("train-0", index, difficulty=difficulty))
+    }
+    assert given == set(ANSWERS) and len(set(ANSWERS)) == len(ANSWERS) == 26
 
 
 def test_splits_and_indices_are_different_clips():
@@ -217,3 +237,34 @@ def test_less_than_one_clip_is_refused():
 def test_an_unknown_split_is_refused(split):
     with pytest.raises(ValueError, match="split must be test, validation or train-SEED"):
         MovingShapes(1, split)
+
+
+# Captions and questions
+
+
+def test_captions_are_those_of_the_clips():
+    said = MovingShapes(num_clips=6).captions()
+    assert said.texts == tuple(caption(clip.scene) for clip in CLIPS[:6])
+    assert said.videos_of_text == said.texts_of_video == ((0,), (1,), (2,), (3,), (4,), (5,))
+
+
+def test_questions_are_those_of_the_clips_in_their_order():
+    asked = MovingShapes(num_clips=3).questions()
+    pairs = [pair for clip in CLIPS[:3] for pair in questions(clip.scene)]
+    assert asked.texts == tuple(question.removesuffix("?") for question, _ in pairs)
+    assert asked.answer == tuple(answer for _, answer in pairs) and asked.answers == ANSWERS
+    assert asked.video == (0,) * 5 + (1,) * 5 + (2,) * 5
+    assert asked.ids[:6] == ("0-0", "0-1", "0-2", "0-3", "0-4", "1-0") and len(set(asked.ids)) == 15
+
+
+def test_texts_are_had_without_drawing(monkeypatch):
+    monkeypatch.setattr(moving, "make_clip", None)
+    source = MovingShapes(num_clips=2, split="validation")
+    assert len(source.captions().texts) == 2 and len(source.questions().texts) == 10
+
+
+def test_no_text_is_cut():
+    """A word of these is one or two word pieces, and one piece starts the text."""
+    source = MovingShapes(num_clips=200)
+    for said in (source.captions(), source.questions()):
+        assert max(len(text.split()) for text in said.texts) * 2 - 1 < said.max_length

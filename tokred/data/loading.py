@@ -3,7 +3,7 @@
 A sample that cannot be read is left out of its batch and named in ``Batch.problems``; it is never skipped in silence
 and never ends a run. Indices are those of the source's fixed order, so two cells can be compared sample by sample.
 
-Dimension key: B samples of a batch that were read, T frames, H height, W width.
+Dimension key: B samples of a batch that were read, V views, T frames, H height, W width.
 """
 
 import math
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from tokred.data.texts import Captions, Questions
 from tokred.preprocess import Preprocess
 
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -41,7 +42,7 @@ class Unreadable(Exception):
 class Batch(NamedTuple):
     """``inputs`` (B, 3, H, W) or (B, T, 3, H, W) float32; ``label_B`` long, -1 where there is none; ``index_B`` long.
 
-    B is the batch size less ``len(problems)``, and may be 0.
+    (B, V, T, 3, H, W) from a source with ``num_views`` above 1. B is the batch size less ``len(problems)``, and may be 0.
     """
 
     inputs: Tensor
@@ -57,6 +58,7 @@ class DataSource(ABC):
     kind: ClassVar[str]  # "clip" or "image"
     classes: tuple[str, ...] = ()  # by label; empty where labels are plain integers or there are none
     has_labels: bool = False
+    num_views: int = 1  # that a sample is read as; what the model says of them is averaged
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -67,7 +69,7 @@ class DataSource(ABC):
 
     @abstractmethod
     def read(self, index: int, sample_shape: tuple[int, ...], preprocess: Preprocess) -> Tensor:
-        """The input, float32 of ``sample_shape``. Raises ``Unreadable``."""
+        """The input, float32 of ``sample_shape``, or of (num_views, *sample_shape) above 1. Raises ``Unreadable``."""
 
     @abstractmethod
     def digest(self) -> str:
@@ -76,6 +78,18 @@ class DataSource(ABC):
     @abstractmethod
     def description(self) -> dict[str, Any]:
         """The name and the options, JSON-able: ``create_data(**source.description())`` is this source again."""
+
+    def captions(self) -> Captions:
+        """Of all samples, numbered as they are. Raises ValueError where the source has none."""
+        raise ValueError(
+            f"{self.name} holds no captions; choose data that has them, such as moving_shapes or video_captions"
+        )
+
+    def questions(self) -> Questions:
+        """About all samples, numbered as they are. Raises ValueError where the source has none."""
+        raise ValueError(
+            f"{self.name} holds no questions; choose data that has them, such as moving_shapes or video_questions"
+        )
 
     def loader(
         self, sample_shape: tuple[int, ...], preprocess: Preprocess, *, batch_size: int, num_workers: int = 0
@@ -86,11 +100,12 @@ class DataSource(ABC):
         """
         self.check_shape(sample_shape)
         _check(preprocess)
+        input_shape = (self.num_views, *sample_shape) if self.num_views > 1 else tuple(sample_shape)
         return DataLoader(
-            _Samples(self, tuple(sample_shape), preprocess),
+            _Samples(self, tuple(sample_shape), preprocess, input_shape),
             batch_size,
             num_workers=num_workers,
-            collate_fn=partial(_collate, tuple(sample_shape)),
+            collate_fn=partial(_collate, input_shape),
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -164,8 +179,11 @@ def _resize(pixels_HWC: np.ndarray, size: tuple[int, ...], preprocess: Preproces
 class _Samples(Dataset):
     """Items are (index, label, input), or a ``Problem``."""
 
-    def __init__(self, source: DataSource, sample_shape: tuple[int, ...], preprocess: Preprocess):
+    def __init__(
+        self, source: DataSource, sample_shape: tuple[int, ...], preprocess: Preprocess, input_shape: tuple[int, ...]
+    ):
         self.source, self.sample_shape, self.preprocess = source, sample_shape, preprocess
+        self.input_shape = input_shape
 
     def __len__(self) -> int:
         return len(self.source)
@@ -175,14 +193,14 @@ class _Samples(Dataset):
             sample = self.source.read(index, self.sample_shape, self.preprocess)
         except Unreadable as error:
             return error.problem
-        assert sample.shape == self.sample_shape, (sample.shape, self.sample_shape)
+        assert sample.shape == self.input_shape, (sample.shape, self.input_shape)
         return index, self.source.label(index), sample
 
 
-def _collate(sample_shape: tuple[int, ...], items: list[tuple[int, int, Tensor] | Problem]) -> Batch:
+def _collate(input_shape: tuple[int, ...], items: list[tuple[int, int, Tensor] | Problem]) -> Batch:
     problems = [item for item in items if isinstance(item, Problem)]
     read = [item for item in items if not isinstance(item, Problem)]
-    inputs = torch.stack([sample for _, _, sample in read]) if read else torch.empty(0, *sample_shape)
+    inputs = torch.stack([sample for _, _, sample in read]) if read else torch.empty(0, *input_shape)
     label_B = torch.tensor([label for _, label, _ in read], dtype=torch.long)
     index_B = torch.tensor([index for index, _, _ in read], dtype=torch.long)
     return Batch(inputs, label_B, index_B, problems)

@@ -11,9 +11,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tokred.data.loading import DataSource, fit, normalize
-from tokred.data.moving_shapes import CLASSES, IMAGE_SIZE, NUM_FRAMES, make_clip
+from tokred.data.moving_shapes import (
+    ANSWERS,
+    CLASSES,
+    IMAGE_SIZE,
+    NUM_FRAMES,
+    caption,
+    make_clip,
+    make_scene,
+    questions,
+)
+from tokred.data.texts import Captions, Questions, clean
 from tokred.preprocess import Preprocess
 
+CAPTION_LENGTH = 48  # word pieces: the longest caption, of five objects, is 24 words
 KEPT_CLIPS = 4096  # 98,304 bytes each: 384 MiB; clips beyond are drawn anew in each pass
 
 
@@ -42,6 +53,21 @@ class MovingShapes(DataSource):
     def read(self, index: int, sample_shape: tuple[int, ...], preprocess: Preprocess) -> Tensor:
         frames_THWC, _ = self._clip(index)
         return normalize(np.stack([fit(frame, sample_shape[-2:], preprocess) for frame in frames_THWC]), preprocess)
+
+    def captions(self) -> Captions:
+        """One for each clip, though some clips have the same."""
+        texts = tuple(clean(caption(make_scene(self.split, index))) for index in range(self.num_clips))
+        return Captions(texts, tuple((index,) for index in range(self.num_clips)), CAPTION_LENGTH)
+
+    def questions(self) -> Questions:
+        """Five for each clip, with the ids CLIP-NUMBER; ``ANSWERS`` to choose from."""
+        rows = [
+            (clean(question), index, answer, f"{index}-{number}")
+            for index in range(self.num_clips)
+            for number, (question, answer) in enumerate(questions(make_scene(self.split, index)))
+        ]
+        texts, video, answer, ids = zip(*rows)
+        return Questions(texts, video, answer, ids, ANSWERS)
 
     def digest(self) -> str:
         """Over the description, the class names, and the first and the last clip: the generator draws the rest."""

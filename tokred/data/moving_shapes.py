@@ -31,6 +31,8 @@ FILLS = ("plain", "rows", "columns", "diagonals", "checks", "dots")
 DIRECTIONS = ("left", "right", "up", "down")
 VELOCITY = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (y, x)
 CLASSES = tuple(f"{fill} {direction}" for fill in FILLS for direction in DIRECTIONS)
+COUNTS = ("1", "2", "3", "4", "5")  # of objects; 1 and 2 only below difficulty 1
+ANSWERS = (*DIRECTIONS, *SHAPES, *COLOURS, *FILLS, *COUNTS)  # all that ``questions`` can have, question by question
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,18 @@ def make_clip(split: str, index: int, *, difficulty: float = 1.0) -> Clip:
     set proper is difficulty 1, training starts lower.
     """
     random = _random(split, index)
-    scene = _draw_scene(random, difficulty)
+    scene = _draw_scene(random, difficulty)  # first, so that make_scene need not draw the rest
     frames_THWC = _background(random, difficulty)
     owner_THW = np.zeros((NUM_FRAMES, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     _paint_specks(frames_THWC, random, difficulty)
     for number, thing in reversed(list(enumerate(scene.things, start=1))):
         _paint(frames_THWC, owner_THW, thing, number)
     return Clip(frames_THWC, owner_THW, scene)
+
+
+def make_scene(split: str, index: int, *, difficulty: float = 1.0) -> Scene:
+    """What the clip shows, without a pixel drawn: ``make_clip(...).scene``."""
+    return _draw_scene(_random(split, index), difficulty)
 
 
 def caption(scene: Scene) -> str:

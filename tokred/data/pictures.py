@@ -5,11 +5,12 @@ EXIF orientation not applied.
 """
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from tokred.data.files import FileSource
+from tokred.data.listing import FolderSource
 from tokred.data.loading import fit
 from tokred.preprocess import Preprocess
 
@@ -17,12 +18,15 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")  # all that PIL may try,
 MAX_PIXELS = 89_478_485  # PIL's own mark from which it warns of a decompression bomb
 
 
-class ImageFolder(FileSource):
-    """Pictures in class folders, in one folder, or named by a CSV (``tokred.data.files``)."""
+class ImageFolder(FolderSource):
+    """Pictures in class folders, in one folder, or named by a CSV (``tokred.data.listing``)."""
 
     name = "image_folder"
     kind = "image"
     extensions = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+
+    def __init__(self, root: str | Path, csv: str | Path | None = None, limit: int | None = None):
+        super().__init__(root, csv, limit, separator=",")
 
     def pixels(self, path: str, sample_shape: tuple[int, ...], preprocess: Preprocess) -> np.ndarray:
         return fit(read_picture(path), sample_shape[-2:], preprocess)

@@ -5,16 +5,19 @@ mpeg4, 4:2:0 and 4:4:4, rotations, colour spaces); on 10-bit and on odd-sized vi
 Two differences are meant: a trimmed mp4 (edit list) gives the frames that a player shows, and a damaged or shortened
 file is reported, where decord goes on with what it can read.
 
-Dimension key: T frames, H height, W width.
+Dimension key: V views, T frames, H height, W width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
-from tokred.data.files import FileSource
+from tokred.data.listing import FolderSource
 from tokred.data.loading import fit
+from tokred.data.views import SAMPLINGS, check_views, cut, fit_short_side
 from tokred.preprocess import Preprocess
 
 # Demuxers that may open a file, whatever it is called: none of them reads other files, as playlists do.
@@ -23,18 +26,64 @@ MAX_SIDE = 8192  # pixels; a frame of that size takes 200 MB as RGB
 MAX_FRAMES = 100_000  # over an hour at 25 frames a second
 
 
-class VideoFolder(FileSource):
-    """Videos in class folders, in one folder, or named by a CSV (``tokred.data.files``)."""
+EXTENSIONS = (
+    *(".mp4", ".m4v", ".mov", ".3gp", ".webm", ".mkv", ".avi", ".gif"),
+    *(".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv"),
+)
+
+
+class VideoFolder(FolderSource):
+    """Videos in class folders, in one folder, or named by a CSV (``tokred.data.listing``).
+
+    ``sampling`` "middle": one clip of the middle frames, fitted as the model's ``Preprocess`` says. "sparse" (Kinetics)
+    and "ssv2": UMT's ``num_clips`` x ``num_crops`` views for action recognition, all from one decoding; the short side
+    goes to the model's size, bilinear whatever the model's ``Preprocess`` says, and square crops are cut along the other
+    (``tokred.data.views``, which says how far from UMT's own resize that is). View ``clip * num_crops + crop``.
+
+    ``separator``: between the columns of the CSV; with a space, as in UMT's lists of SSv2, no path can hold one.
+    """
 
     name = "video_folder"
     kind = "clip"
-    extensions = (
-        *(".mp4", ".m4v", ".mov", ".3gp", ".webm", ".mkv", ".avi", ".gif"),
-        *(".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv"),
-    )
+    extensions = EXTENSIONS
+
+    def __init__(
+        self,
+        root: str | Path,
+        csv: str | Path | None = None,
+        limit: int | None = None,
+        num_clips: int = 1,
+        num_crops: int = 1,
+        sampling: str = "middle",
+        separator: str = ",",
+    ):
+        check_views(sampling, num_clips, num_crops)
+        super().__init__(root, csv, limit, separator=separator)
+        self.num_clips, self.num_crops, self.sampling = num_clips, num_crops, sampling
+        self.num_views = num_clips * num_crops
 
     def pixels(self, path: str, sample_shape: tuple[int, ...], preprocess: Preprocess) -> np.ndarray:
-        return read_clip(path, sample_shape[0], sample_shape[-2:], preprocess)
+        num_frames, size = sample_shape[0], sample_shape[-2:]
+        if self.sampling == "middle":
+            return read_clip(path, num_frames, size, preprocess)
+        views = read_views(path, num_frames, size[0], **self._views())
+        return views if self.num_views > 1 else views[0]
+
+    def check_shape(self, sample_shape: tuple[int, ...]) -> None:
+        super().check_shape(sample_shape)
+        if self.sampling != "middle" and sample_shape[-1] != sample_shape[-2]:
+            raise ValueError(
+                f"sampling={self.sampling} cuts squares, but the backbone takes {tuple(sample_shape)}; choose a square one"
+            )
+
+    def content(self) -> list[Any]:
+        return [*super().content(), self._views()]
+
+    def description(self) -> dict[str, Any]:
+        return {**super().description(), **self._views(), "separator": self.separator}
+
+    def _views(self) -> dict[str, Any]:
+        return {"num_clips": self.num_clips, "num_crops": self.num_crops, "sampling": self.sampling}
 
 
 def middle_frames(num_video_frames: int, num_frames: int) -> list[int]:
@@ -50,8 +99,47 @@ def middle_frames(num_video_frames: int, num_frames: int) -> list[int]:
     return middles + middles[-1:] * (num_frames - num_parts)
 
 
-def read_clip(path: str, num_frames: int, size: tuple[int, ...], preprocess: Preprocess) -> np.ndarray:
-    """(T, 3, H, W) uint8: the middle frames, fitted to ``size``.
+def read_clip(
+    path: str, num_frames: int, size: tuple[int, ...], preprocess: Preprocess, *, max_seconds: float | None = None
+) -> np.ndarray:
+    """(T, 3, H, W) uint8: the middle frames, of the first ``max_seconds`` if given, fitted to ``size``.
+
+    Raises as ``read_frames`` does.
+    """
+    rate = None if max_seconds is None else _frame_rate(path)
+
+    def choose(num_video_frames: int) -> list[int]:
+        if max_seconds is not None and rate is not None:
+            num_video_frames = first_frames(num_video_frames, rate, max_seconds)
+        return middle_frames(num_video_frames, num_frames)
+
+    return np.stack(read_frames(path, choose, lambda pixels_HWC: fit(pixels_HWC, size, preprocess)))
+
+
+def read_views(path: str, num_frames: int, side: int, *, sampling: str, num_clips: int, num_crops: int) -> np.ndarray:
+    """(V, T, 3, side, side) uint8; view ``clip * num_crops + crop``. Raises as ``read_frames`` does."""
+
+    def choose(num_video_frames: int) -> list[int]:
+        return [frame for clip in SAMPLINGS[sampling](num_video_frames, num_frames, num_clips) for frame in clip]
+
+    frames = np.stack(read_frames(path, choose, lambda pixels_HWC: fit_short_side(pixels_HWC, side)))
+    clips = [frames[clip * num_frames :][:num_frames] for clip in range(num_clips)]
+    return np.stack([crop for clip in clips for crop in cut(clip, side, num_crops)])
+
+
+def first_frames(num_video_frames: int, rate: float, max_seconds: float) -> int:
+    """How many frames are of the first ``max_seconds``, at ``rate`` frames a second: UMT's rule for DiDeMo.
+
+    >>> first_frames(1000, 30000 / 1001, 30), first_frames(899, 30000 / 1001, 30)
+    (899, 899)
+    """
+    return max(1, int(max_seconds * rate)) if num_video_frames / rate > max_seconds else num_video_frames
+
+
+def read_frames(
+    path: str, choose: Callable[[int], list[int]], prepare: Callable[[np.ndarray], np.ndarray]
+) -> list[np.ndarray]:
+    """The frames that ``choose`` names once it knows how many there are, each as ``prepare`` makes it of (H, W, 3) uint8.
 
     Frames are counted by decoding, since headers err or are silent; where the number expected was wrong, the video is
     decoded a second time. Raises ValueError for a video that is empty, cut short, damaged or beyond the caps, and what
@@ -59,13 +147,22 @@ def read_clip(path: str, num_frames: int, size: tuple[int, ...], preprocess: Pre
     the end where the header states no duration (gif), wrong bits that the codec decodes all the same (vp9).
     """
     num_expected = _survey(path)
-    num_decoded, frames = _decode(path, middle_frames(num_expected, num_frames), size, preprocess)
+    num_decoded, frames = _decode(path, choose(num_expected), prepare)
     if num_decoded != num_expected:
         num_expected = num_decoded
-        num_decoded, frames = _decode(path, middle_frames(num_expected, num_frames), size, preprocess)
+        num_decoded, frames = _decode(path, choose(num_expected), prepare)
     if num_decoded != num_expected:
         raise ValueError(f"decoding gave {num_expected} frames, then {num_decoded}")
-    return np.stack([frames[i] for i in middle_frames(num_expected, num_frames)])
+    return [frames[i] for i in choose(num_expected)]
+
+
+def _frame_rate(path: str) -> float:
+    """The average that the header states, as decord tells it."""
+    with _open(path) as container:
+        rate = _stream(container).average_rate
+    if not rate:
+        raise ValueError("its header states no frame rate, so how many frames max_seconds are is not known")
+    return float(rate)
 
 
 def _survey(path: str) -> int:
@@ -90,16 +187,15 @@ def _survey(path: str) -> int:
 
 
 def _decode(
-    path: str, wanted: list[int], size: tuple[int, ...], preprocess: Preprocess
+    path: str, wanted: list[int], prepare: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[int, dict[int, np.ndarray]]:
-    """The number of frames, and those wanted, (3, H, W) uint8; only these are converted."""
-    frames, num_frames = {}, 0
+    """The number of frames, and those wanted, prepared; only these are converted."""
+    frames, num_frames, chosen = {}, 0, set(wanted)
     for index, frame in enumerate(_frames(path)):
         num_frames = index + 1
-        if index in wanted:
+        if index in chosen:
             pixels_HWC = frame.to_ndarray(format="rgb24", threads=1)
-            upright_HWC = np.ascontiguousarray(np.rot90(pixels_HWC, round(frame.rotation / 90)))
-            frames[index] = fit(upright_HWC, size, preprocess)
+            frames[index] = prepare(np.ascontiguousarray(np.rot90(pixels_HWC, round(frame.rotation / 90))))
     if num_frames == 0:
         raise ValueError("no frames")
     return num_frames, frames
