@@ -1,14 +1,17 @@
-"""Small video transformers trained on moving shapes, with a class token or mean pooling; the weights are in the package.
+"""Small video transformers trained on moving shapes; the weights are in the package.
 
-``python train.py model=mini_mean`` makes them again.
+With a class token, with mean pooling, and in the form of UMT's video-text models. ``python train.py model=mini_mean`` makes them
+again.
 """
 
 from pathlib import Path
 from typing import Any
 
-from tokred import BACKBONES, VideoTransformer
+from tokred import BACKBONES, Backbone, VideoTransformer
 from tokred.data.moving_shapes import CLASSES, IMAGE_SIZE, NUM_FRAMES
 from tokred.preprocess import Preprocess
+from tokred.tokenizer import WordPieces
+from tokred.video_text import MODELS
 from tokred.weights import load_strictly, read_state
 
 SIZES = {
@@ -21,11 +24,14 @@ SIZES = {
     "num_heads": 3,
     "num_classes": len(CLASSES),
 }
+PIXELS = Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 @BACKBONES.register("mini")
 class Mini(VideoTransformer):
     """``mini_cls`` reads its class token, ``mini_mean`` the mean of its tokens; 256 tokens for a clip of 8 frames."""
+
+    pixels = PIXELS
 
     @classmethod
     def names(cls) -> list[str]:
@@ -40,5 +46,32 @@ class Mini(VideoTransformer):
             load_strictly(model, read_state(weights), weights)
         return model
 
-    def preprocess(self) -> Preprocess:
-        return Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+TEXT_SIZES = {"text_dim": 96, "text_depth": 5, "text_heads": 3, "fusion_layer": 3, "max_positions": 64}
+
+
+@BACKBONES.register("mini_umt")
+class MiniUMT(Backbone):
+    """Builds the small twins of UMT's models for retrieval and question answering."""
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return ["mini_umt"]
+
+    @classmethod
+    def tasks(cls, name: str) -> tuple[str, ...]:
+        return ("retrieval", "qa")
+
+    @classmethod
+    def build(cls, name: str, *, weights: str | None = None, task: str = "retrieval", **sizes: Any) -> Backbone:
+        folder = Path(__file__).parent / "weights"
+        words = WordPieces.read(folder / "mini_umt_vocab.txt")
+        vision = {name: size for name, size in SIZES.items() if name != "num_classes"} | {"learned_positions": True}
+        joint = {"joint_dim": 64} if task == "retrieval" else {}
+        model = MODELS[task].made(words, **vision | TEXT_SIZES | joint | sizes)
+        model.vision_encoder.pixels = PIXELS
+        if weights in (None, "pretrained", "embedded"):
+            weights = str(folder / f"mini_umt_{task}.safetensors")
+        if weights != "random":
+            load_strictly(model, read_state(weights), weights)
+        return model

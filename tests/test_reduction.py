@@ -223,7 +223,7 @@ def test_a_reduced_model_is_not_reduced_again():
 def test_a_model_that_no_backbone_knows_is_refused_with_the_families():
     with pytest.raises(
         ValueError,
-        match="no backbone family can cut a Sequential between attention and MLP; there are mini, timm_vit, umt",
+        match="no backbone family can cut a Sequential between attention and MLP; there are hf_video, mini, mini_umt, timm_vit, umt",
     ):
         tokred.reduce(nn.Sequential(nn.Linear(2, 2)), "tome", r=1)
 

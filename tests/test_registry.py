@@ -49,7 +49,7 @@ def test_names_are_sorted():
 
 def test_lists_take_shell_patterns():
     assert tokred.list_methods("random_*") == ["random_drop", "random_merge"]
-    assert tokred.list_backbones("*umt*") == ["umt_base_patch16_224", "umt_large_patch16_224"]
+    assert tokred.list_backbones("umt*_224") == ["umt_base_patch16_224", "umt_large_patch16_224"]
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_and_the_whole_list():

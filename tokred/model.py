@@ -39,6 +39,11 @@ class Backbone(nn.Module, abc.ABC):
         return []
 
     @classmethod
+    def tasks(cls, name: str) -> tuple[str, ...]:
+        """What the backbone of that name can be built for; ``build`` gets ``task`` where that is not classification."""
+        return ("classification",)
+
+    @classmethod
     def build(cls, name: str, *, weights: str | None = None, **sizes: Any) -> "Backbone":
         """The backbone of that name. ``weights``: "pretrained", "random", a path, or None: those that come with tokred where
         there are any, else random. Raises ValueError where a size or the weights do not fit."""

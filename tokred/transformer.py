@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tokred.attention import Attention, attend
 from tokred.model import Backbone, Widths
+from tokred.preprocess import Preprocess
 from tokred.registry import unknown
 from tokred.tokens import Tokens
 
@@ -76,15 +77,19 @@ class Encoder(nn.Module):
         super().__init__()
         self.patch_embed = PatchEmbed(dim, tubelet, patch_size)
         self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim, NORM_EPS)
+        self.norm: nn.Module = nn.LayerNorm(dim, NORM_EPS)
 
 
 class VideoTransformer(Backbone):
     """Clips (B, T, 3, H, W) to logits (B, num_classes), or to the pooled feature (B, C) where there are no classes.
 
     Pools the class token where there is one, else the unweighted mean of the tokens (as UMT does).
-    Positions are a fixed sinusoid over the flattened place (``learned_positions=False``) or parameters.
+    Positions are a fixed sinusoid over the flattened place, that of the grid ``positions_from`` interpolated where it is given,
+    or parameters (``learned_positions``). ``final_norm`` before pooling, ``pool_norm`` after it.
     """
+
+    pixels = Preprocess()
+    positions: Tensor
 
     def __init__(
         self,
@@ -100,6 +105,9 @@ class VideoTransformer(Backbone):
         num_classes: int = 0,
         class_token: bool = False,
         learned_positions: bool = False,
+        positions_from: tuple[int, int, int] | None = None,
+        final_norm: bool = True,
+        pool_norm: bool = True,
     ):
         super().__init__()
         _check_divides(img_size=img_size, patch_size=patch_size, num_frames=num_frames, tubelet=tubelet)
@@ -114,14 +122,19 @@ class VideoTransformer(Backbone):
         self.gives_classes = num_classes > 0
         num_patches = self.grid[0] * self.grid[1] * self.grid[2]
         self.num_tokens = num_patches + self.prefix
+        self.embed_dim = embed_dim
         self.encoder = Encoder(embed_dim, depth, num_heads, mlp_ratio, tubelet, patch_size)
-        self.pool_norm = nn.LayerNorm(embed_dim, NORM_EPS)
+        if not final_norm:
+            self.encoder.norm = nn.Identity()
+        self.pool_norm = nn.LayerNorm(embed_dim, NORM_EPS) if pool_norm else nn.Identity()
         self.classifier = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
         if learned_positions:
             self.positions = nn.Parameter(0.5 * separable_sinusoid(self.grid, embed_dim)[None])
         else:
-            self.register_buffer("positions", sinusoid(num_patches, embed_dim)[None], persistent=False)
+            start = positions_from or self.grid
+            table_NC = sinusoid(start[0] * start[1] * start[2], embed_dim)
+            self.register_buffer("positions", interpolated(table_NC, start, self.grid)[None], persistent=False)
         self.apply(_initialise)
 
     @classmethod
@@ -132,6 +145,18 @@ class VideoTransformer(Backbone):
         if strange:
             raise ValueError(unknown("sizes", strange[0], [name for name in known if name != "self"]))
         return cls(**sizes)
+
+    def set_positions(self, table_1NC: Tensor) -> None:
+        """Fixed positions of a checkpoint. Raises ValueError where they are not as many as the tokens."""
+        if table_1NC.shape != self.positions.shape:
+            raise ValueError(
+                f"the checkpoint's positions are {list(table_1NC.shape)}, the model's {list(self.positions.shape)}; give the "
+                "num_frames and img_size that it was trained with"
+            )
+        self.positions = table_1NC.to(self.positions)
+
+    def preprocess(self) -> Preprocess:
+        return self.pixels
 
     def embed(self, inputs: Tensor) -> Tokens:
         expected = self.sample_shape
@@ -174,11 +199,14 @@ class VideoTransformer(Backbone):
 
     def pooled(self, tokens: Tokens) -> Tensor:
         """(B, C): the final norm, then the class token or the mean of the tokens, then ``pool_norm``."""
-        tokens = self.normed(tokens)
-        return self.pool_norm(tokens.x_BNC[:, 0] if self.has_cls else tokens.mean_pool())
+        return self.pool(self.normed(tokens))
+
+    def pool(self, normed: Tokens) -> Tensor:
+        """(B, C), of tokens that had the final norm."""
+        return self.pool_norm(normed.x_BNC[:, 0] if self.has_cls else normed.mean_pool())
 
     def widths(self) -> Widths:
-        encoder, dim = self.encoder, self.pool_norm.normalized_shape[0]
+        encoder, dim = self.encoder, self.embed_dim
         hidden = encoder.blocks[0].mlp.fc1.out_features
         head = self.classifier.weight.numel() if isinstance(self.classifier, nn.Linear) else 0
         return Widths(
@@ -197,6 +225,17 @@ def sinusoid(num_positions: int, dim: int) -> Tensor:
     channel = torch.arange(dim, dtype=torch.float64)
     angle_NC = torch.arange(num_positions, dtype=torch.float64)[:, None] / 10000 ** (2 * (channel // 2) / dim)
     return torch.where(channel % 2 == 0, angle_NC.sin(), angle_NC.cos()).float()
+
+
+def interpolated(table_NC: Tensor, have: tuple[int, int, int], want: tuple[int, int, int]) -> Tensor:
+    """The table of another grid: bicubic over height and width, then linear over time, as UMT's action recognition does."""
+    grid_TCHW = table_NC.view(*have, -1).permute(0, 3, 1, 2)
+    if have[1:] != want[1:]:
+        grid_TCHW = F.interpolate(grid_TCHW, want[1:], mode="bicubic", align_corners=False)
+    flat_1XT = grid_TCHW.permute(1, 2, 3, 0).reshape(1, -1, have[0])
+    if have[0] != want[0]:
+        flat_1XT = F.interpolate(flat_1XT, want[0], mode="linear", align_corners=False)
+    return flat_1XT.view(-1, *want[1:], want[0]).permute(3, 1, 2, 0).reshape(-1, table_NC.shape[1])
 
 
 def separable_sinusoid(grid: tuple[int, int, int], dim: int) -> Tensor:
