@@ -11,7 +11,8 @@ from torch import nn
 from tokred import lit
 from tokred.data import DataSource, Preprocess
 from tokred.data.loading import Unreadable
-from tokred.lit import EvaluationData, arrays, evaluate
+from tokred.lit import EvaluationData
+from tokred.tasks.classification import Classifying
 
 SHAPE, NUM_CLASSES = (3, 2, 2), 4
 BACKBONE = SimpleNamespace(sample_shape=SHAPE, preprocess=Preprocess)
@@ -47,6 +48,8 @@ class Pictures(DataSource):
 class Model(nn.Module):
     """Logits from a linear map; ``nan_at``: samples, by the first of their values, whose logits are not a number."""
 
+    backbone = BACKBONE
+
     def __init__(self, nan_at=None):
         super().__init__()
         self.linear, self.nan_at, self.calls = nn.Linear(12, NUM_CLASSES), nan_at, 0
@@ -64,6 +67,12 @@ def data_of(source, batch_size=3):
     return EvaluationData(source, BACKBONE, batch_size=batch_size)
 
 
+def evaluate(model, samples, *, on_batch=lambda: None, precision="32-true"):
+    module = Classifying(model, on_batch)
+    lit.evaluate(module, samples, precision=precision)
+    return module.outcome()
+
+
 @torch.no_grad()
 def one_by_one(model, source):
     return [int(model(source.read(index, SHAPE, Preprocess())[None]).argmax()) for index in range(len(source))]
@@ -73,17 +82,17 @@ def test_predictions_are_the_models_sample_by_sample():
     source, model = Pictures(), Model()
     expected = one_by_one(model, source)
     found = evaluate(model, data_of(source))
-    assert found.prediction_N.tolist() == expected and len(set(expected)) > 1
+    assert found.arrays["prediction"].tolist() == expected and len(set(expected)) > 1
 
 
 def test_index_and_label_stand_beside_each_prediction():
     found = evaluate(Model(), data_of(Pictures()))
-    assert found.index_N.tolist() == list(range(7)) and found.label_N.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert found.arrays["index"].tolist() == list(range(7)) and found.arrays["label"].tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_a_sample_that_cannot_be_read_is_named_and_left_out():
     found = evaluate(Model(), data_of(Pictures(broken=[1, 6])))
-    assert found.index_N.tolist() == [0, 2, 3, 4, 5]
+    assert found.arrays["index"].tolist() == [0, 2, 3, 4, 5]
     assert [tuple(problem) for problem in found.problems] == [("1.png", "cut short"), ("6.png", "cut short")]
 
 
@@ -125,7 +134,7 @@ def test_a_second_pass_reads_no_file():
     samples = data_of(source)
     first, second = (evaluate(Model(), samples) for _ in range(2))
     assert sorted(source.reads) == list(range(7))
-    assert np.array_equal(first.prediction_N, second.prediction_N) and np.array_equal(first.index_N, second.index_N)
+    assert all(np.array_equal(value, second.arrays[name]) for name, value in first.arrays.items())
 
 
 def test_a_second_pass_names_the_broken_files_again():
@@ -139,7 +148,7 @@ def test_without_room_each_pass_reads_the_files(monkeypatch):
     samples = data_of(source)
     first, second = (evaluate(Model(), samples) for _ in range(2))
     assert sorted(source.reads) == sorted(2 * list(range(7)))
-    assert first.prediction_N.tolist() == second.prediction_N.tolist()
+    assert first.arrays["prediction"].tolist() == second.arrays["prediction"].tolist()
 
 
 def test_a_pass_that_was_broken_off_is_not_taken_for_a_whole_one():
@@ -170,15 +179,3 @@ def test_an_error_of_the_model_is_passed_on():
 
     with pytest.raises(RuntimeError, match="out of luck"):
         evaluate(Model(), data_of(Pictures()), on_batch=fail)
-
-
-# What is kept
-
-
-def test_a_reference_is_matched_by_index():
-    found = evaluate(Model(), data_of(Pictures(broken=[0])))
-    assert arrays(found, {index: 10 * index for index in range(7)})["reference"].tolist() == [10, 20, 30, 40, 50, 60]
-
-
-def test_without_a_reference_none_is_kept():
-    assert set(arrays(evaluate(Model(), data_of(Pictures())), None)) == {"index", "label", "prediction"}

@@ -1,20 +1,13 @@
-"""Lightning's side of a sweep: the data of a backbone, and the module that evaluates one cell.
-
-Dimension key: B batch, N samples of the data set.
-"""
+"""Lightning's side of a sweep: the data of a backbone, and the Trainer's pass over it."""
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import lightning as L
-import numpy as np
-import torch
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tokred.data import Batch, DataSource, Problem
+from tokred.data import Batch, DataSource
 from tokred.model import Backbone
 
 CACHE_BYTES = 2 * 2**30  # of batches, so that the cells of a backbone decode the data once
@@ -56,58 +49,10 @@ class _Kept:
             yield batch
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """By sample that was read, in order: its index in the data set, its label (-1: none) and the class predicted.
-
-    ``invalid`` are indices of samples whose logits are not finite; ``problems`` are files that could not be read.
-    """
-
-    index_N: np.ndarray
-    label_N: np.ndarray
-    prediction_N: np.ndarray
-    invalid: tuple[int, ...]
-    problems: tuple[Problem, ...]
-
-
-class Evaluation(L.LightningModule):
-    """Runs a model over batches and keeps what it predicts; ``on_batch`` is called after each, for progress."""
-
-    def __init__(self, model: nn.Module, on_batch: Callable[[], None] = lambda: None):
-        super().__init__()
-        self.model, self.on_batch = model, on_batch
-        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._invalid: list[int] = []
-        self._problems: list[Problem] = []
-
-    def test_step(self, batch: Batch, step: int) -> None:
-        self._problems.extend(batch.problems)
-        if len(batch.index_B):
-            logits = self.model(batch.inputs)
-            finite_B = torch.isfinite(logits).all(-1)
-            self._invalid.extend(batch.index_B[~finite_B].tolist())
-            self._parts.append((batch.index_B.cpu(), batch.label_B.cpu(), logits.argmax(-1).cpu()))
-        self.on_batch()
-
-    def predictions(self) -> Predictions:
-        """What was predicted since the start. Raises ValueError where not one sample could be read."""
-        if not self._parts:
-            first = f"; the first: {self._problems[0].path}: {self._problems[0].reason}" if self._problems else ""
-            raise ValueError(f"not one of the {len(self._problems)} files could be read{first}")
-        index_N, label_N, prediction_N = (torch.cat(part).numpy() for part in zip(*self._parts, strict=True))
-        return Predictions(index_N, label_N, prediction_N, tuple(self._invalid), tuple(self._problems))
-
-
 def evaluate(
-    model: nn.Module,
-    data: EvaluationData,
-    *,
-    device: str = "cpu",
-    precision: str = "32-true",
-    on_batch: Callable[[], None] = lambda: None,
-) -> Predictions:
-    """One pass of Lightning's Trainer over the data."""
-    module = Evaluation(model, on_batch)
+    module: L.LightningModule, data: EvaluationData, *, device: str = "cpu", precision: str = "32-true"
+) -> None:
+    """One pass of Lightning's Trainer over the data; what came out is the module's to tell."""
     trainer = L.Trainer(
         accelerator="gpu" if device == "cuda" else device,
         devices=1,
@@ -119,7 +64,6 @@ def evaluate(
     )
     with _interruptible():
         trainer.test(module, datamodule=data, verbose=False)
-    return module.predictions()
 
 
 @contextmanager
@@ -133,11 +77,3 @@ def _interruptible() -> Iterator[None]:
             raise
         signal.signal(signal.SIGINT, before)
         raise KeyboardInterrupt from error
-
-
-def arrays(predictions: Predictions, reference: Mapping[int, int] | None) -> dict[str, np.ndarray]:
-    """What a store keeps: index, label, prediction, and ``reference``, the unreduced model's prediction, where given."""
-    kept = {"index": predictions.index_N, "label": predictions.label_N, "prediction": predictions.prediction_N}
-    if reference is not None:
-        kept["reference"] = np.array([reference[int(index)] for index in predictions.index_N])
-    return kept
