@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,15 +24,23 @@ from tokred.analysis.statistics import (
 )
 from tokred.record import Record, Store, Timing
 
-Samples = tuple[np.ndarray, np.ndarray]  # the indices of the samples, and whether the cell has them right
 Item = TypeVar("Item")
+
+
+class Samples(NamedTuple):
+    """Of some samples their indices, whether a cell has each right, and which of them share a video (None: none do)."""
+
+    index_N: np.ndarray
+    right_N: np.ndarray
+    cluster_N: np.ndarray | None
 
 
 @dataclass(frozen=True)
 class Row:
     """One method at one schedule on one backbone. What is not known is None. Shares lie in 0..1, differences in -1..1.
 
-    ``value`` is the accuracy or the agreement (``metric``), over ``num_samples`` for each seed. ``difference`` is to
+    ``value`` is the accuracy or whatever ``metric`` names, over ``num_samples`` for each seed, of ``num_clusters`` videos where
+    several samples share one. ``difference`` is to
     the unreduced model, on the samples that both have. ``num_tokens`` leave the last layer. ``resolution`` is how far
     the speed-up of the model over itself may lie from 1. Texts are one line without control characters.
     """
@@ -48,6 +56,7 @@ class Row:
     reason: str = ""
     metric: str = ""
     num_samples: int | None = None
+    num_clusters: int | None = None
     value: float | None = None
     low: float | None = None
     high: float | None = None
@@ -77,18 +86,21 @@ class Row:
         return self.backbone, self.weights, self.data
 
 
-def rows(store: Store) -> list[Row]:
+def rows(store: Store, *, every_metric: bool = False) -> list[Row]:
     """The latest plan's cells, by backbone in the plan's order: the unreduced model, then by method, in the plan's order.
 
-    Seeds that failed are a row of their own.
+    Of each cell its headline metric; with ``every_metric`` a row for each that it has. Seeds that failed are a row of their
+    own.
     """
     records = store.planned()
-    reference = {
-        _place(r): _samples(store, r) for r in reversed(records) if r.cell["method"] == "none" and r.status == "done"
-    }
+    unreduced = {_place(r): r for r in reversed(records) if r.cell["method"] == "none" and r.status == "done"}
     timings = _timings(store, records)
     cells = grouped(records, lambda record: (json.dumps({**record.cell, "seed": None}, sort_keys=True), record.status))
-    made = [_row(cell, store, reference.get(_place(cell[0])), timings) for cell in cells]
+    made = [
+        _row(cell, metric, store, unreduced.get(_place(cell[0])), timings)
+        for cell in cells
+        for metric in _metrics(cell[0], every_metric)
+    ]
     groups = list(dict.fromkeys(row.group for row in made))
     return sorted(made, key=lambda row: (groups.index(row.group), row.method != "none", row.label))
 
@@ -122,7 +134,13 @@ def plain(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def _row(cell: list[Record], store: Store, reference: Samples | None, timings: dict[str, Timing]) -> Row:
+def _metrics(record: Record, every_metric: bool) -> list[str]:
+    """The names of its metrics, the headline first."""
+    headline = record.result.get("metric", "")
+    return [*dict.fromkeys([headline, *(record.result.get("metrics", {}) if every_metric else ())])]
+
+
+def _row(cell: list[Record], metric: str, store: Store, unreduced: Record | None, timings: dict[str, Timing]) -> Row:
     """``cell``: the records that differ in their seed only."""
     first = cell[0]
     reasons = dict.fromkeys(plain(record.reason) for record in cell if record.reason)
@@ -130,13 +148,14 @@ def _row(cell: list[Record], store: Store, reference: Samples | None, timings: d
     row = Row(**names, status=first.status, reason="; ".join(reasons), num_seeds=len(cell))
     if first.status != "done":
         return row
-    row = replace(row, **_cost(first.result), **_accuracy(cell, store), **_speed(cell, timings))
-    return row if row.method == "none" else replace(row, **_difference(cell, store, reference))
+    row = replace(row, **_cost(first.result), **_accuracy(cell, metric, store), **_speed(cell, timings))
+    return row if row.method == "none" else replace(row, **_difference(cell, metric, store, unreduced))
 
 
 def _names(cell: dict[str, Any]) -> dict[str, str]:
     schedule = cell["schedule"]
     kind, layers = schedule["kind"], schedule.get("layers")
+    matched = f", MACs of {schedule['match']}" if "match" in schedule else ""
     where = "" if layers is None else " at " + ",".join(map(str, layers))
     return {
         "backbone": _label(cell["backbone"]),
@@ -144,7 +163,7 @@ def _names(cell: dict[str, Any]) -> dict[str, str]:
         "data": _label(cell["data"]),
         "method": cell["method"],
         "options": _options(cell["options"]),
-        "schedule": "unreduced" if kind == "none" else f"{kind} {_label(schedule['amount'])}{where}",
+        "schedule": "unreduced" if kind == "none" else f"{kind} {_label(schedule['amount'])}{where}{matched}",
         "shape": (schedule.get("shape") or "") if kind == "budget" else "",
     }
 
@@ -157,34 +176,47 @@ def _cost(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _accuracy(cell: list[Record], store: Store) -> dict[str, Any]:
-    results = [record.result for record in cell]
+def _accuracy(cell: list[Record], metric: str, store: Store) -> dict[str, Any]:
+    results = [_of_metric(record, metric) for record in cell]
+    if "num_samples" not in results[0]:  # a mean of shares, without samples of its own
+        return {"metric": metric, "value": float(np.mean([result["value"] for result in results]))}
     num_samples = min(result["num_samples"] for result in results)
     about = {
-        "metric": results[0]["metric"],
+        "metric": metric,
         "num_samples": num_samples,
-        "num_broken": max(result["num_broken"] for result in results),
+        "num_broken": max(record.result["num_broken"] for record in cell),
     }
     if num_samples == 0:
         return about
     if cell[0].cell["method"] == "none" and about["metric"] == "agreement":
         return about | {"value": 1.0}  # with itself, by definition
-    if len(cell) == 1:
+    correct_SN, cluster_N = _aligned([_samples(store, record, metric) for record in cell])
+    if cluster_N is not None:
+        about["num_clusters"] = len(np.unique(cluster_N))
+    if len(cell) == 1 and cluster_N is None:
         return about | _spread(accuracy(results[0]["num_correct"], num_samples))
-    correct_SN = _aligned([_samples(store, record) for record in cell])
     if correct_SN is None:
         return about | {"value": float(np.mean([result["num_correct"] / result["num_samples"] for result in results]))}
-    return about | _spread(accuracy_over_seeds(correct_SN)) | {"seed_sd": seed_sd(correct_SN)}
+    found = about | _spread(accuracy_over_seeds(correct_SN, cluster_N))
+    return found | {"seed_sd": seed_sd(correct_SN)} if len(cell) > 1 else found
 
 
-def _difference(cell: list[Record], store: Store, reference: Samples | None) -> dict[str, Any]:
-    both = _aligned([*(_samples(store, record) for record in cell), reference])
+def _of_metric(record: Record, metric: str) -> dict[str, Any]:
+    """Records of older versions have one metric, spread over the result."""
+    return record.result.get("metrics", {}).get(metric, record.result)
+
+
+def _difference(cell: list[Record], metric: str, store: Store, unreduced: Record | None) -> dict[str, Any]:
+    if "num_samples" not in _of_metric(cell[0], metric):
+        return {}
+    reference = None if unreduced is None else _samples(store, unreduced, metric)
+    both, cluster_N = _aligned([*(_samples(store, record, metric) for record in cell), reference])
     if both is None:
         return {}
     correct_SN, unreduced_N = both[:-1], both[-1]
-    if len(correct_SN) == 1:
+    if len(correct_SN) == 1 and cluster_N is None:
         return _spread(paired_difference(correct_SN[0], unreduced_N), "difference", "difference_")
-    return _spread(paired_difference_over_seeds(correct_SN, unreduced_N), "difference", "difference_")
+    return _spread(paired_difference_over_seeds(correct_SN, unreduced_N, cluster_N), "difference", "difference_")
 
 
 def _speed(cell: list[Record], timings: dict[str, Timing]) -> dict[str, Any]:
@@ -216,23 +248,35 @@ def _resolution(timing: Timing) -> float | None:
     return max(abs(ratio.low - 1), abs(ratio.high - 1))
 
 
-def _samples(store: Store, record: Record) -> Samples | None:
+def _samples(store: Store, record: Record, metric: str) -> Samples | None:
     """None where the record has no predictions beside it."""
     if not store.predictions_path(record.key).is_file():
         return None
-    arrays = store.predictions(record.key)
-    truth_N = arrays["reference" if record.result["metric"] == "agreement" else "label"]
+    arrays, how = store.predictions(record.key), _of_metric(record, metric)
+    index_N, cluster_N = arrays[how.get("index", "index")], None
+    if how.get("index", "index") == "index":
+        cluster_N = arrays.get("cluster")
+    if how.get("ranks") is not None:
+        return Samples(index_N, arrays[how["ranks"]] < how["at"], cluster_N)
+    truth_N = arrays["reference" if metric == "agreement" else "label"]
     known_N = truth_N >= 0
-    return arrays["index"][known_N], (arrays["prediction"] == truth_N)[known_N]
+    right_N = (arrays["prediction"] == truth_N)[known_N]
+    return Samples(index_N[known_N], right_N, None if cluster_N is None else cluster_N[known_N])
 
 
-def _aligned(samples: Sequence[Samples | None]) -> np.ndarray | None:
-    """What each result says on the samples that all have, in the order of their indices; None where there are none."""
+def _aligned(samples: Sequence[Samples | None]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What each result says on the samples that all have, in the order of their indices, None where there are none; and the
+    clusters of these, None where no two samples share one."""
     known = [one for one in samples if one is not None]
-    shared = reduce(np.intersect1d, [index for index, _ in known]) if known else np.empty(0)
+    shared = reduce(np.intersect1d, [one.index_N for one in known]) if known else np.empty(0)
     if len(known) < len(samples) or len(shared) == 0:
-        return None
-    return np.stack([correct[np.argsort(index)][np.searchsorted(np.sort(index), shared)] for index, correct in known])
+        return None, None
+    places = [np.argsort(one.index_N)[np.searchsorted(np.sort(one.index_N), shared)] for one in known]
+    cluster_N = known[0].cluster_N
+    if cluster_N is not None:
+        cluster_N = cluster_N[places[0]]
+        cluster_N = cluster_N if len(np.unique(cluster_N)) < len(cluster_N) else None
+    return np.stack([one.right_N[place] for one, place in zip(known, places, strict=True)]), cluster_N
 
 
 def _place(record: Record) -> str:

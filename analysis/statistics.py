@@ -3,6 +3,9 @@
 Two cells of a sweep see the same samples, so their difference is judged on the samples on which they disagree. At 6 %
 disagreement that needs five times fewer samples than two separate intervals would.
 
+Samples that share a video (its captions, its questions) are no independent evidence: ``cluster_N`` says which do, and the
+interval then counts videos.
+
 Dimension key: S seeds, N samples.
 """
 
@@ -10,7 +13,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import binom, t
 
 from tokred.record import wilson
 
@@ -82,35 +85,52 @@ def accuracy(num_correct: int, num_samples: int) -> Estimate:
     return Estimate(value, min(low, value), max(high, value))  # rounding puts wilson(0, 3)'s low end at 5e-17
 
 
-def accuracy_over_seeds(correct_SN: np.ndarray) -> Estimate:
+def accuracy_over_seeds(correct_SN: np.ndarray, cluster_N: np.ndarray | None = None) -> Estimate:
     """The mean over seeds of the share correct; the interval is over samples and seeds (see ``standard_error``)."""
     correct_SN = np.asarray(correct_SN, float)
     num_samples, value = _at_least_one(correct_SN.shape[1]), float(correct_SN.mean())
-    error = standard_error(correct_SN)
+    error = standard_error(correct_SN, cluster_N)
     if error == 0:  # every sample right, or every sample wrong: a zero-width interval would claim too much
         return replace(accuracy(round(value * num_samples), num_samples), value=value)
-    return _within(value, Z * error, 0.0, 1.0)
+    return _within(value, _quantile(cluster_N) * error, 0.0, 1.0)
 
 
-def paired_difference_over_seeds(correct_SN: np.ndarray, reference_N: np.ndarray) -> Estimate:
+def paired_difference_over_seeds(
+    correct_SN: np.ndarray, reference_N: np.ndarray, cluster_N: np.ndarray | None = None
+) -> Estimate:
     """The mean over seeds of the share correct, minus the reference's. Where nothing varies: the rule of three."""
     difference_SN = np.asarray(correct_SN, float) - np.asarray(reference_N, float)
-    num_samples, error = _at_least_one(difference_SN.shape[1]), standard_error(difference_SN)
-    return _within(float(difference_SN.mean()), Z * error if error else 3 / num_samples, -1.0, 1.0)
+    num_samples, error = _at_least_one(difference_SN.shape[1]), standard_error(difference_SN, cluster_N)
+    half = _quantile(cluster_N) * error if error else 3 / num_samples
+    return _within(float(difference_SN.mean()), half, -1.0, 1.0)
 
 
-def standard_error(values_SN: np.ndarray) -> float:
-    """The standard error of the mean of ``values_SN`` over new samples and new seeds.
+def standard_error(values_SN: np.ndarray, cluster_N: np.ndarray | None = None) -> float:
+    """The standard error of the mean of ``values_SN`` over new samples (or clusters of them) and new seeds.
 
     The spread over samples of the seeds' mean already holds each sample's own seed noise. Added is only what the seeds
     change on all samples together: the variance of the seeds' means beyond that noise.
     """
     num_seeds, num_samples = values_SN.shape
-    samples = values_SN.mean(axis=0).var(ddof=1) / num_samples if num_samples > 1 else 0.0
+    samples = _variance_of_mean(values_SN.mean(axis=0), cluster_N)
     if num_seeds == 1:
         return math.sqrt(samples)
     common = values_SN.mean(axis=1).var(ddof=1) - values_SN.var(axis=0, ddof=1).mean() / num_samples
     return math.sqrt(samples + max(0.0, common) / num_seeds)
+
+
+def _variance_of_mean(value_N: np.ndarray, cluster_N: np.ndarray | None) -> float:
+    """G / (G - 1) sum_g (sum of the residuals of cluster g)^2 / N^2 (Miller 2024, arXiv 2411.00640, section 2.2); without
+    clusters each sample is its own."""
+    residual_N = value_N - value_N.mean()
+    if cluster_N is not None:
+        residual_N = np.bincount(np.unique(cluster_N, return_inverse=True)[1], residual_N)
+    num = len(residual_N)
+    return 0.0 if num < 2 else float(num / (num - 1) * np.sum(residual_N**2) / len(value_N) ** 2)
+
+
+def _quantile(cluster_N: np.ndarray | None) -> float:
+    return Z if cluster_N is None else float(t.ppf(0.975, max(1, len(np.unique(cluster_N)) - 1)))
 
 
 def seed_sd(correct_SN: np.ndarray) -> float | None:

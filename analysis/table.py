@@ -30,6 +30,63 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
         console.print(Text(note))
 
 
+def print_metrics(rows: Sequence[Row], console: Console) -> None:
+    """Tables of all metrics, where there are several: a column each, as many side by side as the console has room for.
+
+    ``rows``: those of ``rows(store, every_metric=True)``.
+    """
+    for group in grouped((row for row in rows if row.status == "done"), lambda row: row.group):
+        metrics = list(dict.fromkeys(row.metric for row in group))
+        cells = grouped(group, lambda row: (row.label, row.schedule, row.shape))
+        blocks = _blocks(cells, metrics, console) if len(metrics) > 1 else []
+        if blocks:
+            first = group[0]
+            title = f"All metrics of {first.backbone}, {first.weights} weights, on {first.data}: % [95 %]"
+            console.print(Text(title, style="bold"))
+        for block in blocks:
+            console.print(_metrics_table(cells, block))
+            console.print()
+
+
+def _blocks(cells: Sequence[Sequence[Row]], metrics: Sequence[str], console: Console) -> list[list[str]]:
+    """The metrics, cut where a table would be too wide."""
+    blocks: list[list[str]] = []
+    for metric in metrics:
+        wider = [*blocks[-1], metric] if blocks else [metric]
+        width = Measurement.get(console, console.options.update(width=1000), _metrics_table(cells, wider)).maximum
+        if blocks and width <= console.width and _kind(metric) == _kind(wider[0]):
+            blocks[-1] = wider
+        else:
+            blocks.append([metric])
+    return blocks
+
+
+def _kind(metric: str) -> str:
+    """The word in front: the recalls of the joint space alone, ITC, stand apart."""
+    return "ITC" if metric.startswith("ITC ") else ""
+
+
+def _metrics_table(cells: Sequence[Sequence[Row]], metrics: Sequence[str]) -> Table:
+    table = _empty_table()
+    for name in ("method", "schedule"):
+        table.add_column(_COLUMNS[name].title, max_width=_WORDS_WIDTH, overflow="fold")
+    for metric in metrics:
+        table.add_column(Text(metric), justify="right", no_wrap=True)
+    for cell in cells:
+        by_name = {row.metric: _short(row) for row in cell}
+        first = cell[0]
+        table.add_row(Text(first.label), Text(first.schedule), *(Text(by_name.get(metric, "")) for metric in metrics))
+    return table
+
+
+def _short(row: Row) -> str:
+    if row.value is None:
+        return ""
+    if row.low is None or row.high is None:
+        return _percent(row.value)
+    return f"{_percent(row.value)} [{100 * row.low:.0f},{100 * row.high:.0f}]"
+
+
 @dataclass(frozen=True)
 class _Column:
     title: str  # {metric} is filled in
@@ -131,7 +188,7 @@ def _widths(done: Sequence[Row], columns: Sequence[str]) -> dict[str, int]:
 
 
 def _table(group: Sequence[Row], columns: Sequence[str], widths: dict[str, int]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table = _empty_table()
     metric = next((row.metric for row in group), "")
     for name in columns:
         column = _COLUMNS[name]
@@ -146,6 +203,10 @@ def _table(group: Sequence[Row], columns: Sequence[str], widths: dict[str, int])
     for texts in zip(*(_texts(group, name) for name in columns), strict=True):
         table.add_row(*map(Text, texts))
     return table
+
+
+def _empty_table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def _texts(group: Sequence[Row], name: str) -> list[str]:
@@ -200,6 +261,11 @@ def _reading(done: Sequence[Row]) -> list[str]:
     ]
     if any(row.metric == "agreement" for row in done):
         lines.append("Agreement is the share of samples on which the prediction is the unreduced model's.")
+    if any(row.num_clusters for row in done):
+        videos = sorted({row.num_clusters for row in done if row.num_clusters})
+        lines.append(
+            f"Samples of one video are no independent evidence: intervals count the {videos[0]} videos (Student's t, clustered)."
+        )
     if any(row.num_seeds > 1 for row in done):
         lines.append(
             "Of several seeds: their mean, an interval over samples and seeds, in parentheses the seeds' SD in points."

@@ -7,6 +7,7 @@ import fnmatch
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,9 +29,14 @@ Compares token-reduction methods: accuracy with intervals, exact MACs, measured 
 axes is a cell; the unreduced model is always run with them. The same command again goes on where it was.
 
   python sweep.py "methods=[vid_tldr,tome]"
+  python sweep.py task=retrieval "methods=[vid_tldr,tome]"
   python sweep.py "methods=[tome,evit]" "backbones=[timm/vit_small_patch16_224]" data=image_folder data.root=PICTURES
   python sweep.py "methods=[vid_tldr]" "backbones=[umt_base_patch16_224]" "r=[[600,200,100]]" weights=random \\
       data=video_folder data.root=VIDEOS
+
+Task: task=classification, retrieval (videos by texts and texts by videos) or qa (questions about videos)
+  vocabulary   the path of a vocab.txt, for backbones that read texts; null: their own
+  shortlist    how many candidates retrieval and qa look at closely; null: as the data set's own evaluation has it
 
 Axes: give one value, or a list of values.
   methods      names, or all (below)
@@ -44,13 +50,17 @@ Axes: give one value, or a list of values.
   tokens       tokens that leave each layer: tokens=[[256,128,128,64,64,64]]
   shape        of budgets: {shapes}
   layers       where tokens go, from 0: layers=[3,6,9], or a list of such lists
+  match        a method: the others also run with as many MACs as it spends on the same amount: r=[[60,20]] match=vid_tldr
   seeds        how many draws of a random method: seeds=3
 
 Data: data=NAME data.KEY=VALUE
-{data}
+{data}  or a published set, in the folder data.root=FOLDER:
+{sets}
+
 Others: batch_size, workers, device (auto, cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), timing.rounds (0: none),
   timing.batch_size, allow_clip, out (run folder), plugins (Python files of your own)
-Experiments: experiment=NAME, one of {experiments}
+Experiments: experiment=NAME, one of
+{experiments}
 
 {plugins}"""
 
@@ -121,14 +131,16 @@ def _sweep(words: Sequence[str]) -> int:
 def _show(store, console: Console) -> None:
     from tokred.analysis.pareto import save_pareto
     from tokred.analysis.rows import rows, write_csv
-    from tokred.analysis.table import print_table
+    from tokred.analysis.table import print_metrics, print_table
 
-    found = rows(store)
+    found, every = rows(store), rows(store, every_metric=True)
+    print_metrics(every, console)
     print_table(found, console)
     _name_broken(store, console)
-    write_csv(found, store.folder / "results.csv")
-    figures = save_pareto(found, store.folder)
-    written = [store.folder / "results.csv", *(path for path in figures if path.suffix != ".csv")]
+    written = [write_csv(found, store.folder / "results.csv")]
+    if len(every) > len(found):
+        written.append(write_csv(every, store.folder / "metrics.csv"))
+    written += [path for path in save_pareto(found, store.folder) if path.suffix != ".csv"]
     _say(console, "written: " + ", ".join(str(path) for path in written))
 
 
@@ -149,12 +161,17 @@ def _say(console: Console, text: str) -> None:
 def _help() -> int:
     from tokred.data import DATA
     from tokred.schedule import SHAPES
-    from tokred.sweeps.config import experiments
+    from tokred.sweeps.config import data_sets, experiments
 
-    data = "".join(f"  {name:<14} {_about(cls)}\n" for name, cls in DATA.items())
-    names = ", ".join(experiments())
-    print(HELP.format(shapes=", ".join(SHAPES), data=data, experiments=names, plugins=_plugins("*")))
+    data = "".join(f"  {name:<15} {_about(cls)}\n" for name, cls in DATA.items())
+    sets = _wrapped([name for name in data_sets() if name not in DATA])
+    names = _wrapped(experiments())
+    print(HELP.format(shapes=", ".join(SHAPES), data=data, sets=sets, experiments=names, plugins=_plugins("*")))
     return 0
+
+
+def _wrapped(names: Sequence[str]) -> str:
+    return textwrap.fill(", ".join(names), 116, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _list(words: Sequence[str]) -> int:

@@ -15,11 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tokred.registry import unknown
 from tokred.schedule import SHAPES
+from tokred.tasks import TASKS
 
 CONF = Path(__file__).resolve().parent / "conf"
 AMOUNTS = ("budget", "r", "keep_rate", "tokens")
 SHARES = ("budget", "keep_rate")
-GROUPS = ("data", "experiment")  # their values are names of files in CONF
+GROUPS = ("data", "experiment", "task")  # their values are names of files in CONF
 OPEN = ("options", "sizes", "data")  # what is in these depends on methods, backbones and data, which check it
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -34,14 +35,18 @@ class Timing:
 class SweepConfig:
     """Axes are lists. ``amounts``: (kind, amount) pairs, kind one of budget, r, keep_rate, tokens."""
 
+    task: str
     methods: list[str]
     options: dict[str, dict[str, Any]]
     backbones: list[str]
     sizes: dict[str, Any]
     weights: list[str]
+    vocabulary: str | None
+    shortlist: int | None
     amounts: list[tuple[str, Any]]
     shape: list[str]
     layers: list[list[int] | None]
+    match: str | None
     allow_clip: bool
     seeds: int
     data: dict[str, Any]
@@ -64,14 +69,18 @@ def read_config(overrides: Sequence[str]) -> SweepConfig:
     methods = _strings(raw, "methods")
     _check_used(asked, methods)
     return SweepConfig(
+        task=_one_of(tuple(TASKS), raw, "task"),
         methods=methods,
         options=_options(_mapping(raw, "options")),
         backbones=_strings(raw, "backbones"),
         sizes=_mapping(raw, "sizes"),
         weights=_strings(raw, "weights"),
+        vocabulary=None if raw["vocabulary"] is None else str(raw["vocabulary"]),
+        shortlist=None if raw["shortlist"] is None else _at_least(1, raw, "shortlist"),
         amounts=_amounts(raw, asked),
         shape=[_one_of(SHAPES, {"shape": shape}, "shape") for shape in _strings(raw, "shape")],
         layers=_layers(raw["layers"]),
+        match=_match(raw, methods),
         allow_clip=_a(bool, raw, "allow_clip"),
         seeds=_at_least(1, raw, "seeds"),
         data=_mapping(raw, "data"),
@@ -88,6 +97,11 @@ def read_config(overrides: Sequence[str]) -> SweepConfig:
 def experiments() -> list[str]:
     """Names for ``experiment=NAME``."""
     return _names("experiment")
+
+
+def data_sets() -> list[str]:
+    """Names for ``data=NAME``: the sources, and published sets that are read by one of them."""
+    return _names("data")
 
 
 def _names(group: str) -> list[str]:
@@ -208,6 +222,13 @@ def _layers(raw: Any) -> list[list[int] | None]:
         if not isinstance(layers, list) or not layers or not all(type(layer) is int for layer in layers):
             raise ValueError(f"layers must be a list of layers, or a list of such lists; got {raw!r}")
     return choices
+
+
+def _match(raw: dict[str, Any], methods: Sequence[str]) -> str | None:
+    match = raw["match"]
+    if match is not None and match not in methods and methods != ["all"]:
+        raise ValueError(f"match must be one of the methods, {', '.join(methods)}, or null; got {match!r}")
+    return match
 
 
 def _timing(raw: Any) -> Timing:

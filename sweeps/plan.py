@@ -8,7 +8,7 @@ import inspect
 import itertools
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from typing import Any
 import torch
 
 import tokred
-from tokred import Backbone, Method
+from tokred import Backbone, Method, ReducedModel
 from tokred.data import DataSource
 from tokred.record import key_of
 from tokred.reduction import check_options, create_method, plan_schedule
 from tokred.registry import METHODS
 from tokred.schedule import Schedule
 from tokred.sweeps.config import SweepConfig
+from tokred.tasks import TASKS, Task
 from tokred.weights import digest
 
 RANDOM_WEIGHTS_SEED = 0
@@ -48,6 +49,8 @@ class Cell:
             parts.append(schedule["shape"])
         if schedule["layers"] is not None:
             parts.append(f"layers {schedule['layers']}")
+        if "match" in schedule:
+            parts.append(f"MACs of {schedule['match']}")
         if seed is not None:
             parts.append(f"seed {seed}")
         return " ".join(parts)
@@ -59,8 +62,7 @@ class Group:
 
     backbone: str
     weights: str
-    metric: str  # accuracy, or agreement with the unreduced model
-    why: str  # why agreement; else empty
+    why: str  # why its metric is the agreement with the unreduced model; else empty
     cells: tuple[Cell, ...]
 
 
@@ -76,18 +78,24 @@ def make_plan(config: SweepConfig, data: DataSource) -> list[Group]:
 
 def build_backbone(config: SweepConfig, data: DataSource, name: str, weights: str) -> Backbone:
     """The backbone as the sweep runs it. Random weights are drawn from a fixed seed; a backbone that gives features where
-    the weights are random gets a classifier for the classes of the data."""
-    backbone = _create(name, weights, config.sizes)
-    if weights == "random" and not backbone.gives_classes and "num_classes" not in config.sizes:
-        return _create(name, weights, {**config.sizes, "num_classes": max(2, len(data.classes))})
+    the weights are random and the task is classification gets a classifier for the classes of the data."""
+    sizes = config.sizes | ({"vocabulary": config.vocabulary} if config.vocabulary else {})
+    backbone = _create(name, weights, config.task, sizes)
+    needs_classes = config.task == "classification" and not backbone.gives_classes and "num_classes" not in sizes
+    if weights == "random" and needs_classes:
+        return _create(name, weights, config.task, {**sizes, "num_classes": max(2, len(data.classes))})
     return backbone
 
 
-def _create(name: str, weights: str, sizes: dict[str, Any]) -> Backbone:
+def build_task(config: SweepConfig, data: DataSource, backbone: Backbone) -> Task:
+    return TASKS[config.task](data, backbone, shortlist=config.shortlist)
+
+
+def _create(name: str, weights: str, task: str, sizes: dict[str, Any]) -> Backbone:
     with torch.random.fork_rng():
         torch.manual_seed(RANDOM_WEIGHTS_SEED)
         try:
-            return tokred.create_backbone(name, weights=weights, **sizes)
+            return tokred.create_backbone(name, weights=weights, task=task, **sizes)
         except ValueError:
             raise
         except Exception as error:  # of sizes that do not go together a backbone can raise anything
@@ -125,8 +133,10 @@ def _group(
 ) -> Group:
     backbone = build_backbone(config, data, name, weights)
     data.check_shape(backbone.sample_shape)
-    metric, why = _metric(backbone, data, weights)
+    task = build_task(config, data, backbone)
+    why = task.why_agreement(weights)
     fixed = {
+        "task": config.task,
         "backbone": name,
         "sizes": config.sizes,
         "weights": weights,
@@ -137,47 +147,24 @@ def _group(
         "weights": digest(backbone),
         "data": data.digest(),
         "preprocess": str(backbone.preprocess()),
-        "metric": metric,
+        "agreement": bool(why),
+        **task.identity(),
         "core": _core_hash(),
     }
     cells = [_cell(backbone, fixed, identity, "none", {}, _amount(None, None, None, None), None, config)]
     for method, options in methods:
-        for amount in _all_amounts(config):
+        for amount in _all_amounts(config, method):
             for seed in _seeds(method, options, config):
                 cells.append(_cell(backbone, fixed, identity, method, options, amount, seed, config))
-    return Group(name, weights, metric, why, tuple({cell.key: cell for cell in cells}.values()))
+    return Group(name, weights, why, tuple({cell.key: cell for cell in cells}.values()))
 
 
-def _metric(backbone: Backbone, data: DataSource, weights: str) -> tuple[str, str]:
-    """Accuracy only where the labels can be those that the model was trained on."""
-    if not backbone.gives_classes:
-        raise ValueError(
-            "the backbone gives a feature and no classes, so there is nothing to predict; add sizes.num_classes=K, with "
-            "weights that hold the classifier (or weights=random)"
-        )
-    if weights == "random":
-        return "agreement", "the weights are random"
-    if not data.has_labels:
-        return "agreement", "the data has no labels"
-    num_outputs = _num_outputs(backbone)
-    if data.classes and len(data.classes) != num_outputs:
-        return "agreement", f"the data has {len(data.classes)} classes, the model tells {num_outputs} apart"
-    highest = -1 if data.classes else max(data.label(index) for index in range(len(data)))
-    if highest >= num_outputs:
-        return "agreement", f"the data has labels up to {highest}, the model tells {num_outputs} classes apart"
-    return "accuracy", ""
-
-
-def _num_outputs(backbone: Backbone) -> int:
-    parameter = next(backbone.parameters())
-    with torch.inference_mode():
-        return backbone(torch.zeros(1, *backbone.sample_shape, device=parameter.device)).shape[-1]
-
-
-def _all_amounts(config: SweepConfig) -> Iterator[dict[str, Any]]:
+def _all_amounts(config: SweepConfig, method: str) -> Iterator[dict[str, Any]]:
     for (kind, amount), layers in itertools.product(config.amounts, config.layers):
         for shape in config.shape if kind == "budget" else [None]:
             yield _amount(kind, amount, shape, layers)
+            if config.match not in (None, method):
+                yield _amount(kind, amount, shape, layers) | {"match": config.match}
 
 
 def _amount(kind: str | None, amount: Any, shape: str | None, layers: list[int] | None) -> dict[str, Any]:
@@ -217,18 +204,34 @@ def _cell(
 def _schedule(backbone: Backbone, method: Method, amount: dict[str, Any], allow_clip: bool) -> Schedule:
     if amount["kind"] == "none":
         return plan_schedule(backbone, method)
+    if "match" in amount:
+        return _matched(backbone, method, amount, allow_clip)
     given: dict[str, Any] = {amount["kind"]: amount["amount"], "layers": amount["layers"]}
     if amount["shape"] is not None:
         given["shape"] = amount["shape"]
     return plan_schedule(backbone, method, allow_clip=allow_clip, **given)
 
 
+def _matched(backbone: Backbone, method: Method, amount: dict[str, Any], allow_clip: bool) -> Schedule:
+    """As many MACs as the other method spends on this amount, its own included, in the same proportions over the layers."""
+    other = create_method(amount["match"])
+    theirs = _schedule(backbone, other, {k: v for k, v in amount.items() if k != "match"}, allow_clip)
+    reduced = ReducedModel(backbone, other, theirs)
+    budget = reduced.cost().macs / reduced.unreduced_cost().macs
+    before = (theirs.num_input_tokens, *theirs.tokens[:-1])
+    removed = [num - keep for num, keep in zip(before, theirs.tokens, strict=True)]
+    return replace(
+        plan_schedule(backbone, method, budget=budget, shape=removed), spec=f"{theirs.spec}, MACs of {amount['match']}"
+    )
+
+
 @cache
 def _core_hash() -> str:
     """Of all core modules: the sums, the matching, the attention are there, and a change of them changes results."""
     folder = Path(tokred.__file__).parent
-    apart = {"testing.py", "timing.py", "training.py"}  # which no result depends on
-    files = [path for path in sorted(folder.glob("*.py")) + sorted(folder.glob("data/*.py")) if path.name not in apart]
+    apart = {"testing.py", "timing.py", "training.py", "text_training.py"}  # which no result depends on
+    found = [*folder.glob("*.py"), *folder.glob("data/*.py"), *folder.glob("tasks/*.py")]
+    files = [path for path in sorted(found) if path.name not in apart]
     return key_of({str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
 
 

@@ -4,9 +4,9 @@ import logging
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -20,10 +20,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import tokred
 from tokred import Backbone, ReducedModel, timing
 from tokred.data import DataSource
-from tokred.lit import EvaluationData, Predictions, arrays, evaluate
+from tokred.lit import EvaluationData, evaluate
 from tokred.record import Record, Store, Timing, key_of, wilson, write_json
 from tokred.sweeps.config import SweepConfig
-from tokred.sweeps.plan import Cell, Group, build_backbone, build_method
+from tokred.sweeps.plan import Cell, Group, build_backbone, build_method, build_task
+from tokred.tasks.task import AGREEMENT, Metric, Outcome, Task
 
 AS_IT_IS: Any = {"highlight": False, "markup": False, "soft_wrap": True}  # for the console: a name may hold brackets
 
@@ -75,7 +76,7 @@ def _run_group(
         return
     backbone = build_backbone(config, data, group.backbone, group.weights).to(device_of(config))
     samples = EvaluationData(data, backbone, batch_size=config.batch_size, num_workers=config.workers)
-    bench = _Bench(group, backbone, samples, config, store)
+    bench = _Bench(group, backbone, build_task(config, data, backbone), samples, config, store)
     total = len(open_cells) * len(samples.batches)
     task = progress.add_task(title, total=total)
     for cell in open_cells:
@@ -100,6 +101,7 @@ class _Bench:
 
     group: Group
     backbone: Backbone
+    task: Task
     samples: EvaluationData
     config: SweepConfig
     store: Store
@@ -125,14 +127,14 @@ def _evaluated(
     if cell.refused is not None or cell.schedule is None:
         return "refused", cell.refused, {}, None
     model, config = ReducedModel(bench.backbone, build_method(cell), cell.schedule).eval(), bench.config
-    predictions = evaluate(
-        model, bench.samples, device=device_of(config), precision=config.precision, on_batch=on_batch
-    )
-    if predictions.invalid:
-        first = ", ".join(map(str, predictions.invalid[:5]))
-        return "invalid", f"the logits of {len(predictions.invalid)} samples are not finite (indices {first})", {}, None
-    kept = arrays(predictions, _reference(cell, bench.group, predictions, bench.store))
-    return "done", None, _result(model, bench.group, predictions, kept), kept
+    evaluation = bench.task.evaluation(model, on_batch)
+    evaluate(evaluation, bench.samples, device=device_of(config), precision=config.precision)
+    outcome = evaluation.outcome()
+    if outcome.invalid:
+        first = ", ".join(map(str, outcome.invalid[:5]))
+        return "invalid", f"the scores of {len(outcome.invalid)} samples are not finite (indices {first})", {}, None
+    kept = outcome.arrays | _reference(cell, bench.group, outcome, bench.store)
+    return "done", None, _result(model, bench.group, bench.task, outcome, kept), kept
 
 
 def conditions_of(config: SweepConfig) -> dict[str, Any]:
@@ -153,32 +155,34 @@ def conditions_of(config: SweepConfig) -> dict[str, Any]:
     }
 
 
-def _reference(cell: Cell, group: Group, predictions: Predictions, store: Store) -> dict[int, int] | None:
+def _reference(cell: Cell, group: Group, outcome: Outcome, store: Store) -> dict[str, np.ndarray]:
     """What the unreduced model predicts, by sample, where that takes the place of labels."""
-    if group.metric == "accuracy":
-        return None
-    first = group.cells[0]
+    first, own = group.cells[0], outcome.arrays
+    if not group.why:
+        return {}
     if cell.key == first.key:
-        return dict(zip(predictions.index_N.tolist(), predictions.prediction_N.tolist(), strict=True))
+        return {"reference": own["prediction"]}
     if not store.predictions_path(first.key).is_file():
         raise ValueError("there is no unreduced model to agree with: its own cell failed")
     unreduced = store.predictions(first.key)
-    return dict(zip(unreduced["index"].tolist(), unreduced["prediction"].tolist(), strict=True))
+    said = dict(zip(unreduced["index"].tolist(), unreduced["prediction"].tolist(), strict=True))
+    return {"reference": np.array([said[index] for index in own["index"].tolist()])}
 
 
-def _result(model: ReducedModel, group: Group, predictions: Predictions, kept: dict[str, np.ndarray]) -> dict[str, Any]:
-    target = kept["reference"] if group.metric == "agreement" else kept["label"]
-    right, total = int((kept["prediction"] == target).sum()), len(target)
+def _result(
+    model: ReducedModel, group: Group, task: Task, outcome: Outcome, kept: dict[str, np.ndarray]
+) -> dict[str, Any]:
     cost, unreduced = model.cost(), model.unreduced_cost()
+    metrics: Mapping[str, Metric | float] = AGREEMENT if group.why else outcome.metrics
+    shares = {name: _share(metric, kept) for name, metric in metrics.items()}
+    name, headline = next(iter(shares.items()))
     return {
-        "metric": group.metric,
+        "metric": name,
         "why_agreement": group.why,
-        "num_samples": total,
-        "num_correct": right,
-        "value": right / total,
-        "interval": list(wilson(right, total)),
-        "num_broken": len(predictions.problems),
-        "broken": [list(problem) for problem in predictions.problems[:100]],
+        **{part: value for part, value in headline.items() if part not in ("index", "ranks", "at")},
+        "metrics": shares,
+        "num_broken": len(outcome.problems),
+        "broken": [list(problem) for problem in outcome.problems[:100]],
         "num_input_tokens": model.schedule.num_input_tokens,
         "tokens": list(model.schedule.tokens),
         "requested_tokens": list(model.schedule.requested),
@@ -187,6 +191,22 @@ def _result(model: ReducedModel, group: Group, predictions: Predictions, kept: d
         "gmacs_reduction": cost.gmacs_reduction,
         "gmacs_by_part": cost.by_part,
         "gmacs_by_layer": cost.by_layer,
+        **task.costs(model),
+    }
+
+
+def _share(metric: Metric | float, kept: dict[str, np.ndarray]) -> dict[str, Any]:
+    """A metric with its value, and how it is found in the arrays."""
+    if not isinstance(metric, Metric):
+        return {"value": metric}
+    right_N = metric.right(kept)
+    right, total = int(right_N.sum()), len(right_N)
+    return {
+        **asdict(metric),
+        "num_samples": total,
+        "num_correct": right,
+        "value": right / total,
+        "interval": list(wilson(right, total)),
     }
 
 
@@ -216,7 +236,7 @@ def _time(cells: Sequence[Cell], bench: _Bench, progress: Progress, title: str) 
     """The cells and the unreduced model, twice, in turn; on one batch of the data."""
     backbone, config = bench.backbone, bench.config
     device = device_of(config)
-    inputs = _one_batch(bench.samples, config.timing.batch_size).to(device)
+    inputs = _one_batch(bench.samples, backbone.sample_shape, config.timing.batch_size).to(device)
     models: dict[str, torch.nn.Module] = {timing.UNREDUCED: backbone, timing.NULL: backbone}
     for cell in cells:
         assert cell.schedule is not None
@@ -251,11 +271,11 @@ def _autocast(device: str, precision: str) -> Iterator[None]:
         yield
 
 
-def _one_batch(samples: EvaluationData, size: int) -> torch.Tensor:
-    """``size`` samples from the data, the first ones again where there are fewer."""
+def _one_batch(samples: EvaluationData, shape: tuple[int, ...], size: int) -> torch.Tensor:
+    """``size`` inputs from the data, the first ones again where there are fewer; of several views of a sample each is one."""
     found: list[torch.Tensor] = []
     for batch in samples.test_dataloader():
-        found.extend(batch.inputs)
+        found.extend(batch.inputs.reshape(-1, *shape))
         if len(found) >= size:
             break
     return torch.stack([found[place % len(found)] for place in range(size)])

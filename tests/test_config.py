@@ -185,6 +185,13 @@ WRONG = [
     ("timing.rounds=-1", "rounds must be at least 0"),
     ("timing.batch_size=0", "batch_size must be at least 1"),
     ("plugins=[nowhere.py]", "no plugin file at "),
+    ("task=translation", "no 'translation' in task. There are"),
+    ("task=null", "no 'None' in task"),
+    ("task=qa", "mini_mean is built for classification, not for qa"),
+    ("match=evit", "match must be one of the methods, tome, or null; got 'evit'"),
+    ("shortlist=0", "shortlist must be at least 1"),
+    ("shortlist=many", "shortlist must be a whole number"),
+    ("vocabulary=nowhere.txt", "vocabulary"),
     ("experiment=typo", "no 'typo' in experiment. There are"),
     ("out=${nothing}", "nothing"),
 ]

@@ -210,7 +210,7 @@ def test_a_sweep_of_the_unreduced_model_alone_is_possible():
 
 def metric(*words):
     (group,) = planned("methods=none", *words)
-    return group.metric, group.why
+    return "agreement" if group.why else "accuracy", group.why
 
 
 def test_accuracy_is_for_weights_and_labels_that_fit(tmp_path):
@@ -366,3 +366,77 @@ def test_an_experiment_plans_on_the_embedded_data(name):
     assert len(found) > 2 and any(cell.refused is None for cell in found[1:])
     allowed = ("class token", "cannot spend")  # of a method on a backbone, of a budget
     assert all(cell.refused is None or any(text in cell.refused for text in allowed) for cell in found)
+
+
+# At the MACs of another method
+
+
+def matched(*words):
+    """Of each cell: its method, whether it was matched, tokens, and its share of the MACs."""
+    (group,) = planned(*TINY, *words)
+    backbone, found = create_backbone("mini_mean", weights="random", **SMALL), {}
+    for cell in group.cells[1:]:
+        reduced = ReducedModel(backbone, build_method(cell), cell.schedule)
+        share = reduced.cost().macs / reduced.unreduced_cost().macs
+        found[cell.spec["method"], "match" in cell.spec["schedule"]] = (cell.schedule.tokens, share)
+    return found
+
+
+def test_the_others_also_run_at_the_macs_of_the_method_to_match():
+    found = matched("methods=[vid_tldr,tome,random_drop]", "r=[[20,8]]", "match=vid_tldr", "seeds=1")
+    assert set(found) == {("vid_tldr", False), *((m, own) for m in ("tome", "random_drop") for own in (False, True))}
+    same = {tokens for (_, own), (tokens, _) in found.items() if not own}
+    assert same == {(44, 36, 36, 36)}, "on the same schedule"
+    _, share = found["vid_tldr", False]
+    for method in ("tome", "random_drop"):  # each spends less on its own matching, and so keeps more tokens
+        tokens, spent = found[method, True]
+        assert spent == pytest.approx(share, abs=0.005) and found[method, False][1] < share
+
+
+def test_a_matched_schedule_removes_in_the_same_layers_in_the_same_proportions():
+    tokens, _ = matched("methods=[vid_tldr,random_drop]", "r=[[20,0,10]]", "match=vid_tldr", "seeds=1")["random_drop", True]
+    removed = [64 - tokens[0], *(a - b for a, b in itertools.pairwise(tokens))]
+    assert removed[1] == removed[3] == 0 and removed[0] == pytest.approx(2 * removed[2], abs=1)
+
+
+def test_matched_cells_are_other_cells_and_say_so():
+    found = cells(*TINY, "methods=[vid_tldr,tome]", "r=[[20,8]]", "match=vid_tldr")
+    labels = [cell.label for cell in found]
+    assert "tome r [20, 8] MACs of vid_tldr" in labels and len({cell.key for cell in found}) == len(found) == 4
+
+
+def test_only_one_of_the_methods_can_be_matched():
+    with pytest.raises(ValueError, match="match must be one of the methods, tome, or null; got 'vid_tldr'"):
+        cells(*TINY, "methods=[tome]", "match=vid_tldr")
+
+
+# Tasks
+
+
+RETRIEVAL = ["task=retrieval", "weights=random", "data.num_clips=2", *(f"sizes.{name}={n}" for name, n in SMALL.items())]
+
+
+def test_a_task_brings_its_backbones_unless_others_are_named():
+    assert read_config(["task=retrieval"]).backbones == read_config(["task=qa"]).backbones == ["mini_umt"]
+    assert read_config(["task=qa", "backbones=umt_base"]).backbones == ["umt_base"]
+
+
+def test_a_backbone_that_is_not_built_for_the_task_is_refused_with_those_that_are():
+    with pytest.raises(ValueError, match="mini_mean is built for classification, not for retrieval; that can: mini_umt"):
+        cells(*RETRIEVAL, "backbones=mini_mean", "methods=tome")
+
+
+def test_data_without_captions_is_refused(pictures):
+    words = ["data=image_folder", f"data.root={pictures}", "task=qa", "backbones=mini_umt", "weights=random"]
+    with pytest.raises(ValueError, match="image_folder holds (picture|image)s|image_folder"):
+        cells(*words, "methods=tome")
+
+
+@pytest.mark.parametrize("word", ["shortlist=3", "data.num_clips=3"])
+def test_what_a_retrieval_depends_on_makes_another_key(word):
+    assert keys(*RETRIEVAL, "methods=tome") != keys(*RETRIEVAL, "methods=tome", word)
+
+
+def test_random_weights_agree_whatever_the_task():
+    (group,) = planned(*RETRIEVAL, "methods=none")
+    assert group.why == "the weights are random"

@@ -14,7 +14,7 @@ from tokred import METHODS, create_backbone, list_methods, timing
 from tokred.analysis.rows import rows, write_csv
 from tokred.analysis.table import print_table
 from tokred.data import MovingShapes, create_data
-from tokred.lit import Evaluation
+from tokred.tasks.task import Evaluation
 from tokred.record import Store
 from tokred.sweeps import run
 from tokred.sweeps.cli import sweep
@@ -232,7 +232,7 @@ def test_a_method_that_raises_is_a_failed_record_and_the_sweep_goes_on(weights, 
 def test_logits_that_are_no_numbers_are_invalid(weights, failing, tmp_path):
     record = Run(tmp_path, weights, failing, "methods=gives_nan").record("gives_nan")
     assert record.status == "invalid" and record.result == {}
-    assert record.reason == f"the logits of {NUM_CLIPS} samples are not finite (indices 0, 1, 2, 3, 4)"
+    assert record.reason == f"the scores of {NUM_CLIPS} samples are not finite (indices 0, 1, 2, 3, 4)"
 
 
 def test_a_failed_cell_is_tried_again_and_an_invalid_one_is_not(weights, failing, tmp_path, monkeypatch):
@@ -240,9 +240,9 @@ def test_a_failed_cell_is_tried_again_and_an_invalid_one_is_not(weights, failing
     Run(tmp_path, *words)
     tried, evaluate = [], run.evaluate
 
-    def counted(model, *arguments, **options):
-        tried.append(model.method.name)
-        return evaluate(model, *arguments, **options)
+    def counted(evaluation, *arguments, **options):
+        tried.append(evaluation.model.method.name)
+        return evaluate(evaluation, *arguments, **options)
 
     monkeypatch.setattr(run, "evaluate", counted)
     assert Run(tmp_path, *words).tally.kept == 2
@@ -313,10 +313,10 @@ def test_agreement_is_called_that_in_table_and_csv(tmp_path):
 def test_where_the_unreduced_model_fails_there_is_nothing_to_agree_with(tmp_path, monkeypatch):
     evaluate = run.evaluate
 
-    def fail_unreduced(model, *arguments, **options):
-        if model.method.name == "none":
+    def fail_unreduced(evaluation, *arguments, **options):
+        if evaluation.model.method.name == "none":
             raise RuntimeError("no memory left")
-        return evaluate(model, *arguments, **options)
+        return evaluate(evaluation, *arguments, **options)
 
     monkeypatch.setattr(run, "evaluate", fail_unreduced)
     ran = Run(tmp_path, "weights=random", "methods=tome")

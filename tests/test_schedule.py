@@ -220,6 +220,16 @@ def test_one_layer_takes_all():
         assert shape_amounts(shape, 4, [2]) == [0, 0, 1, 0]
 
 
+def test_a_list_is_a_shape_padded_with_zeros():
+    assert shape_amounts([600, 200], 4) == [600, 200, 0, 0]
+
+
+@pytest.mark.parametrize("shape", [[], [0, 0], [1, -1], [1] * 9, ["a"]])
+def test_a_list_that_is_no_shape_is_refused(shape):
+    with pytest.raises(ValueError, match="a shape that is a list says how much each of the 8 layers removes"):
+        shape_amounts(shape, 8)
+
+
 def test_an_unknown_shape_is_refused_with_the_list():
     with pytest.raises(ValueError, match="no schedule shape 'linear'; there are constant, decreasing"):
         shape_amounts("linear", 4)

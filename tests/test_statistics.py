@@ -155,3 +155,44 @@ def test_the_seeds_sd_is_of_their_accuracies():
 def test_the_interval_of_a_median_has_the_published_ranks(num, ranks):
     found = median_interval(np.random.RandomState(0).permutation(num) + 1)
     assert (found.low, found.high) == ranks
+
+
+# Samples that share a video
+
+
+def test_the_error_with_clusters_is_that_of_a_loop_over_videos():
+    draw = np.random.RandomState(0)
+    cluster_N, right_N = draw.randint(12, size=60), draw.rand(60) < 0.6
+    mean, total = right_N.mean(), 0.0
+    for video in set(cluster_N.tolist()):
+        total += sum(float(right) - mean for right, own in zip(right_N, cluster_N, strict=True) if own == video) ** 2
+    expected = math.sqrt(12 / 11 * total / 60**2)
+    assert standard_error(right_N[None].astype(float), cluster_N) == pytest.approx(expected, rel=1e-12)
+
+
+def test_clusters_of_one_sample_change_nothing():
+    right_SN = np.random.RandomState(1).rand(2, 50) < 0.5
+    alone = standard_error(right_SN.astype(float), np.arange(50))
+    assert alone == pytest.approx(standard_error(right_SN.astype(float)), rel=1e-12)
+
+
+def test_the_same_sample_five_times_says_no_more_than_once():
+    right_N = np.random.RandomState(2).rand(200) < 0.7
+    five_N, cluster_N = np.repeat(right_N, 5), np.repeat(np.arange(200), 5)
+    once, five = standard_error(right_N[None].astype(float)), standard_error(five_N[None].astype(float), cluster_N)
+    assert five == pytest.approx(once, rel=1e-12)
+    assert standard_error(five_N[None].astype(float)) < once / 2
+
+
+def test_intervals_with_clusters_cover_the_truth_in_95_percent_of_draws():
+    """100 videos of 5 questions, each video as hard as drawn: a mean of 0.6 and a difference of 0."""
+    draw, covered = np.random.RandomState(3), np.zeros(2)
+    cluster_N = np.repeat(np.arange(100), 5)
+    for _ in range(2000):
+        ease_N = np.repeat(draw.beta(3, 2, size=100), 5)
+        other_N = np.repeat(draw.beta(3, 2, size=100), 5)
+        first_N, second_N = draw.rand(500) < ease_N, draw.rand(500) < other_N
+        found = accuracy_over_seeds(first_N[None], cluster_N)
+        paired = paired_difference_over_seeds(first_N[None], second_N, cluster_N)
+        covered += found.low <= 0.6 <= found.high, paired.low <= 0 <= paired.high
+    assert np.all((covered / 2000 > 0.935) & (covered / 2000 < 0.965))  # 3 standard errors of a share of 2,000

@@ -243,7 +243,7 @@ def refused(words, tmp_path, capsys):
         ("other sizes", "does not fit this model"),
         ("cut short", "is not a readable checkpoint"),
         ("text", "readable"),
-        ("code", "holds more than tensors and is not loaded"),
+        ("code", "which is not tensors; it is not loaded"),
         ("no classifier", "classifier"),
     ],
 )

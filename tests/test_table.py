@@ -11,7 +11,8 @@ from rich.console import Console
 
 from tests.records import NUM_SAMPLES, full_run, new_run
 from tokred.analysis.rows import Row, rows, write_csv
-from tokred.analysis.table import print_table
+from tokred.analysis.statistics import accuracy_over_seeds
+from tokred.analysis.table import print_metrics, print_table
 from tokred.record import Record, Timing, wilson
 
 
@@ -353,3 +354,99 @@ def test_records_of_one_cell_do_not_depend_on_the_order_of_its_keys(tmp_path):
     turned = Record(key, dict(reversed(record.cell.items())), "done", None, record.result)
     store.add(turned, store.predictions(key))
     assert len(rows(store)) == 1
+
+
+# Several metrics, and samples that share a video
+
+
+def retrieval(run, method, *, share=1.0, seed=0):
+    """A cell of 60 texts of 20 videos, with ranks both ways; the better, the larger its share."""
+    draw = np.random.RandomState(seed)
+    arrays = {
+        "index": np.arange(60),
+        "cluster": np.arange(60) // 3,
+        "text_rank": draw.geometric(0.5 * share, size=60) - 1,
+        "prediction": np.arange(60) // 3,
+        "video_index": np.arange(20),
+        "video_rank": draw.geometric(0.6 * share, size=20) - 1,
+    }
+    key = run.add(method, share=share)
+    record = run.store.get(key)
+    metrics = {}
+    for name, index, ranks, at in (("T2V R@1", "index", "text_rank", 1), ("V2T R@5", "video_index", "video_rank", 5)):
+        right, total = int((arrays[ranks] < at).sum()), len(arrays[ranks])
+        how = {"index": index, "ranks": ranks, "at": at}
+        metrics[name] = how | {"num_samples": total, "num_correct": right, "value": right / total}
+    headline = {"metric": "T2V R@1", **{part: metrics["T2V R@1"][part] for part in ("num_samples", "num_correct")}}
+    metrics |= {"mean R": {"value": 0.5 * share}, "ITC T2V R@1": metrics["T2V R@1"]}
+    run.store.add(replace(record, result=record.result | headline | {"metrics": metrics}), arrays)
+    return arrays
+
+
+@pytest.fixture
+def found(tmp_path):
+    run = new_run(tmp_path)
+    arrays = retrieval(run, "none"), retrieval(run, "tome", share=0.6, seed=1)
+    return rows(run.finish(), every_metric=True), arrays
+
+
+def test_every_metric_is_a_row_and_the_headline_comes_first(found):
+    assert [row.metric for row in found[0]] == ["T2V R@1", "V2T R@5", "mean R", "ITC T2V R@1"] * 2
+
+
+def test_a_recall_is_counted_on_its_own_samples_and_differs_pairwise(found):
+    table, (unreduced, tome) = found
+    row = row_of(table, method="tome", metric="V2T R@5")
+    assert (row.num_samples, row.num_clusters) == (20, None)
+    right = tome["video_rank"] < 5
+    assert row.value == pytest.approx(right.mean())
+    assert row.difference == pytest.approx((right.astype(int) - (unreduced["video_rank"] < 5)).mean())
+
+
+def test_texts_that_share_a_video_widen_the_interval(found):
+    row = row_of(found[0], method="tome", metric="T2V R@1")
+    assert (row.num_samples, row.num_clusters) == (60, 20)
+    right = found[1][1]["text_rank"] < 1
+    expected = accuracy_over_seeds(right[None], np.arange(60) // 3)
+    assert (row.low, row.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_a_mean_of_recalls_has_a_value_and_no_interval(found):
+    row = row_of(found[0], method="tome", metric="mean R")
+    assert row.value == 0.3 and row.low is row.difference is row.num_samples is None
+
+
+def printed_metrics(table, width):
+    file = io.StringIO()
+    print_metrics(table, Console(file=file, width=width))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("width", [120, 60])
+def test_the_tables_of_metrics_hold_each_one_and_fit_the_console(found, width):
+    text = printed_metrics(found[0], width)
+    assert max(map(len, text.splitlines()[1:])) <= width  # the title is prose
+    for metric in ("T2V R@1", "V2T R@5", "mean R", "ITC T2V R@1"):
+        assert metric in text
+
+
+def test_recalls_of_the_joint_space_alone_stand_apart(found):
+    (first, second) = [line for line in printed_metrics(found[0], 200).splitlines() if line.startswith("method")]
+    assert "mean R" in first and "ITC" not in first and "ITC T2V R@1" in second
+
+
+def test_one_metric_needs_no_table_of_metrics(full):
+    assert printed_metrics(full, 120) == ""
+
+
+def test_the_note_says_that_intervals_count_videos(found):
+    text = printed([row for row in found[0] if row.metric == "T2V R@1"], 120)
+    assert "intervals count the 20 videos" in " ".join(text.split())
+
+
+def test_a_schedule_at_the_macs_of_another_method_is_named_so(tmp_path):
+    run = new_run(tmp_path)
+    matched = {"kind": "r", "amount": [60, 20], "shape": None, "layers": None, "match": "vid_tldr"}
+    run.add("tome", share=0.7, schedule=matched)
+    (row,) = rows(run.finish())
+    assert row.schedule == "r [60, 20], MACs of vid_tldr"

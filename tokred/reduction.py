@@ -109,7 +109,7 @@ def reduce(
     tokens: Sequence[int] | None = None,
     budget: float | None = None,
     layers: Sequence[int] | None = None,
-    shape: str | None = None,
+    shape: str | Sequence[float] | None = None,
     allow_clip: bool = False,
     **options: Any,
 ) -> ReducedModel:
@@ -119,8 +119,8 @@ def reduce(
     keywords, or a ``Method``. How much, one of: ``r``, tokens removed per layer: an int, a float below 1 (share of the
     current tokens), a list per layer (padded with zeros), a pair (r, inflection) with ToMe's meaning; ``keep_rate``, with
     ``layers`` (0-based) or one rate per layer; ``tokens``, those that leave each layer, prefix included; ``budget``, a share of
-    the unreduced MACs, spent in the ``shape`` ("constant"; ``tokred.schedule.SHAPES``) over ``layers``. None of them:
-    nothing is removed.
+    the unreduced MACs, spent in the ``shape`` ("constant"; ``tokred.schedule.SHAPES``, or a list per layer) over ``layers``.
+    None of them: nothing is removed.
 
     Raises ValueError where the model cannot be cut, the method cannot run on it, or the schedule cannot be met;
     ``allow_clip=True`` stops at what is possible in a layer instead, as the official ToMe and vid-TLDR do.
@@ -155,7 +155,7 @@ def plan_schedule(
     tokens: Sequence[int] | None = None,
     budget: float | None = None,
     layers: Sequence[int] | None = None,
-    shape: str | None = None,
+    shape: str | Sequence[float] | None = None,
     allow_clip: bool = False,
 ) -> Schedule:
     """The schedule that ``reduce`` would use; arguments as there."""

@@ -108,17 +108,18 @@ def solve_budget(
     stage: Stage,
     macs: Callable[[Sequence[int]], int],
     *,
-    shape: str = "constant",
+    shape: str | Sequence[float] = "constant",
     layers: Sequence[int] | None = None,
 ) -> Schedule:
     """The schedule of this shape whose MACs are ``budget`` of the unreduced model's, within 0.5 %.
 
-    ``macs(tokens)`` counts a list of tokens per layer. ``layers`` restricts where tokens go. Bisection on the amount
+    ``macs(tokens)`` counts a list of tokens per layer. ``shape``: a name, or how much each layer does relative to the others
+    (padded with zeros). ``layers`` restricts where tokens go. Bisection on the amount
     removed, then single tokens. Raises ValueError, with the share that can be reached, where the budget cannot.
     """
     if not isinstance(budget, int | float) or not 0 < budget <= 1:
         raise ValueError(f"budget is a share of the unreduced MACs, above 0 and at most 1; got {budget!r}")
-    spec = f"budget={budget:g}, {shape}" + ("" if layers is None else f" at layers {list(layers)}")
+    spec = f"budget={budget:g}, {_plain(shape)}" + ("" if layers is None else f" at layers {list(layers)}")
     full = macs((stage.num_tokens,) * stage.depth)
     if budget == 1:
         return Schedule(stage.num_tokens, *((stage.num_tokens,) * stage.depth,) * 2, spec)
@@ -156,8 +157,10 @@ def removed_per_layer(r: int | float | tuple[float, float] | Sequence[int | floa
     return [_one_r(amount) for amount in r] + [0] * (depth - len(r))
 
 
-def shape_amounts(shape: str, depth: int, layers: Sequence[int] | None = None) -> list[float]:
+def shape_amounts(shape: str | Sequence[float], depth: int, layers: Sequence[int] | None = None) -> list[float]:
     """How much of the reduction each layer does, relative to the others."""
+    if not isinstance(shape, str):
+        return _given_amounts(shape, depth, layers)
     if shape not in SHAPES:
         raise ValueError(f"no schedule shape {shape!r}; there are {', '.join(SHAPES)}")
     if layers is not None:
@@ -174,6 +177,16 @@ def shape_amounts(shape: str, depth: int, layers: Sequence[int] | None = None) -
         slope = {"decreasing": len(places) - 1 - rank, "increasing": rank}.get(shape, 1)
         weights[layer] = float(slope) if len(places) > 1 else 1.0
     return weights
+
+
+def _given_amounts(amounts: Sequence[float], depth: int, layers: Sequence[int] | None) -> list[float]:
+    numbers = all(isinstance(amount, int | float) and amount >= 0 for amount in amounts)
+    if layers is not None or not numbers or not 0 < len(amounts) <= depth or not any(amounts):
+        raise ValueError(
+            f"a shape that is a list says how much each of the {depth} layers removes relative to the others: numbers from 0, at "
+            f"least one of them above it, and no layers beside it; got {_plain(amounts)}"
+        )
+    return [float(amount) for amount in amounts] + [0.0] * (depth - len(amounts))
 
 
 def _closest(
@@ -311,4 +324,4 @@ def _check_layers(layers: Sequence[int], depth: int) -> None:
 
 
 def _plain(value: object) -> str:
-    return str(list(value)) if isinstance(value, Sequence) and not isinstance(value, tuple) else str(value)
+    return str(list(value)) if isinstance(value, Sequence) and not isinstance(value, tuple | str) else str(value)
