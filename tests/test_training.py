@@ -104,7 +104,8 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # checkpoints and logs go to runs/
-        return train(replace(TINY, model="mini_mean", out=str(folder / "new" / "mean.safetensors")))
+        (path,) = train(replace(TINY, model="mini_mean", out=str(folder / "new" / "mean.safetensors")))
+        return path
 
 
 def test_the_weights_written_are_the_models_and_nothing_else(trained):
@@ -122,14 +123,14 @@ def test_two_steps_change_every_weight_they_reach(trained):
 
 def test_the_same_seed_trains_the_same_weights(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    again = read_state(train(replace(TINY, out="again.safetensors")))
+    again = read_state(*train(replace(TINY, out="again.safetensors")))
     assert all(torch.equal(value, again[name]) for name, value in read_state(trained).items())
 
 
 def test_a_model_with_a_class_token_starts_from_one_without(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = replace(TINY, model="mini_cls", init=str(trained), out="cls.safetensors", learning_rate=0.0)
-    state = create_backbone("mini_cls", weights=str(train(config))).state_dict()
+    state = create_backbone("mini_cls", weights=str(*train(config))).state_dict()
     assert set(state) - set(read_state(trained)) == {"cls_token"}
     assert all(torch.equal(state[name], value) for name, value in read_state(trained).items())
 

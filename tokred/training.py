@@ -63,18 +63,23 @@ MOTIONS = (*DIRECTIONS, "still", "trembling")
 
 
 def lesson(clip: Clip, grid: tuple[int, int, int]) -> Lesson:
-    """A token shows the object that covers most of it, if that is at least a quarter; else background."""
-    T, H, W = grid
-    frames, height, width = clip.owner_THW.shape
-    owner_NP = clip.owner_THW.reshape(T, frames // T, H, height // H, W, width // W)
-    owner_NP = owner_NP.transpose(0, 2, 4, 1, 3, 5).reshape(T * H * W, -1)
-    covered = np.stack([(owner_NP == number + 1).mean(1) for number in range(len(clip.scene.things))], 1)
-    most_N = np.where(covered.max(1) >= 0.25, covered.argmax(1), len(clip.scene.things))
+    """What is taught of a clip."""
+    most_N = token_targets(clip, grid)
     patterns = np.array([FILLS.index(thing.fill) for thing in clip.scene.things] + [len(FILLS)])
     motions = np.array([MOTIONS.index(thing.motion) for thing in clip.scene.things] + [len(MOTIONS)])
     return Lesson(
         clip_tensor(clip), clip.scene.label, torch.from_numpy(patterns[most_N]), torch.from_numpy(motions[most_N])
     )
+
+
+def token_targets(clip: Clip, grid: tuple[int, int, int]) -> np.ndarray:
+    """(N,): which object each token shows: the one that covers most of it, if that is at least a quarter; else their number."""
+    T, H, W = grid
+    frames, height, width = clip.owner_THW.shape
+    owner_NP = clip.owner_THW.reshape(T, frames // T, H, height // H, W, width // W)
+    owner_NP = owner_NP.transpose(0, 2, 4, 1, 3, 5).reshape(T * H * W, -1)
+    covered = np.stack([(owner_NP == number + 1).mean(1) for number in range(len(clip.scene.things))], 1)
+    return np.where(covered.max(1) >= 0.25, covered.argmax(1), len(clip.scene.things))
 
 
 class GrowingClips(Dataset):
@@ -104,13 +109,35 @@ class ValidationClips(Dataset):
         return clip_tensor(clip), clip.scene.label
 
 
-class Training(L.LightningModule):
-    """Cross-entropy of the class, and of pattern and direction apart; AdamW with a warm-up and a cosine."""
+class Recipe(L.LightningModule):
+    """AdamW with a warm-up and a cosine."""
+
+    def __init__(self, config: TrainConfig):
+        super().__init__()
+        self.config = config
+
+    def configure_optimizers(self):
+        decayed = [p for p in self.parameters() if p.ndim > 1]
+        plain = [p for p in self.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate, betas=(0.9, 0.98))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self, step: int) -> float:
+        if step < self.config.warmup:
+            return (step + 1) / self.config.warmup
+        done = (step - self.config.warmup) / max(1, self.config.steps - self.config.warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+class Training(Recipe):
+    """Cross-entropy of the class, and of pattern and direction apart."""
 
     def __init__(self, model: VideoTransformer, config: TrainConfig):
-        super().__init__()
-        self.model, self.config = model, config
-        dim = model.pool_norm.normalized_shape[0]
+        super().__init__(config)
+        self.model = model
+        dim = model.embed_dim
         self.of_clip = nn.Linear(dim, len(FILLS) + len(DIRECTIONS))
         self.of_token = nn.Linear(dim, len(FILLS) + 1 + len(MOTIONS) + 1)
         # five tokens of six show background, one of twenty the traveller
@@ -136,24 +163,14 @@ class Training(L.LightningModule):
         right_B = self.model(clips).argmax(-1) == label_B
         self.log("val_accuracy", right_B.float().mean(), prog_bar=True, on_epoch=True, batch_size=len(label_B))
 
-    def configure_optimizers(self):
-        decayed = [p for p in self.parameters() if p.ndim > 1]
-        plain = [p for p in self.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate, betas=(0.9, 0.98))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _rate(self, step: int) -> float:
-        if step < self.config.warmup:
-            return (step + 1) / self.config.warmup
-        done = (step - self.config.warmup) / max(1, self.config.steps - self.config.warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def train(config: TrainConfig) -> Path:
-    """Trains, writes the weights (without the extra heads) as safetensors, and returns their path."""
+def train(config: TrainConfig) -> list[Path]:
+    """Trains, writes the weights (without the extra heads) as safetensors, and returns their paths."""
     L.seed_everything(config.seed)
+    return train_texts(config) if config.model == "mini_umt" else [train_classes(config)]
+
+
+def train_classes(config: TrainConfig) -> Path:
     model = create_backbone(config.model, weights="random").train()
     if config.init:  # what the other model has, the class token aside
         load_strictly(model, model.state_dict() | read_state(config.init), config.init)
@@ -163,7 +180,32 @@ def train(config: TrainConfig) -> Path:
     # in order, not shuffled: every index is another draw, and the ramp follows the index
     loader = DataLoader(clips, config.batch_size, num_workers=config.workers)
     validation = DataLoader(ValidationClips(config.num_validation), 64, num_workers=config.workers)
-    trainer = L.Trainer(
+    fit(Training(model, config), loader, validation, config)
+    return save(model, config.out)
+
+
+def train_texts(config: TrainConfig) -> list[Path]:
+    """The two video-text models, from one training; ``init`` gives the vision encoder its start."""
+    from tokred.text_training import TextClips, TextTraining, collate
+
+    models = [create_backbone(config.model, task=task, weights="random").train() for task in ("retrieval", "qa")]
+    if config.init:
+        vision = models[0].vision_encoder
+        state = {name: value for name, value in read_state(config.init).items() if name in vision.state_dict()}
+        load_strictly(vision, state, config.init)
+    done = torch.load(config.resume, weights_only=True)["global_step"] if config.resume else 0
+    start, stop = (steps * config.batch_size for steps in (done, config.steps))
+    clips = TextClips(f"train-{config.seed}", start, stop, models[0].vision_encoder.grid)
+    loader = DataLoader(clips, config.batch_size, num_workers=config.workers, collate_fn=collate)
+    held_out = TextClips("validation", 0, config.num_validation, clips.grid)
+    validation = DataLoader(held_out, 64, num_workers=config.workers, collate_fn=collate)
+    fit(TextTraining(models[0], models[1], config), loader, validation, config)
+    tasks = zip(models, ("retrieval", "qa"), strict=True)
+    return [save(model, Path(config.out).with_stem(f"{Path(config.out).stem}_{task}")) for model, task in tasks]
+
+
+def fit(module: L.LightningModule, loader: DataLoader, validation: DataLoader, config: TrainConfig) -> None:
+    L.Trainer(
         max_steps=config.steps,
         precision=config.precision,
         gradient_clip_val=1.0,
@@ -172,9 +214,11 @@ def train(config: TrainConfig) -> Path:
         callbacks=[ModelCheckpoint(Path("runs/train") / config.model, save_last=True, every_n_train_steps=250)],
         log_every_n_steps=20,
         enable_progress_bar=config.progress,
-    )
-    trainer.fit(Training(model, config), loader, validation, ckpt_path=config.resume)
-    path = Path(config.out)
+    ).fit(module, loader, validation, ckpt_path=config.resume)
+
+
+def save(model: nn.Module, out: str | Path) -> Path:
+    path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, path)
     return path
@@ -192,7 +236,7 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.from_cli(argv)))
-        print(f"wrote {train(config)}")
+        print("wrote " + ", ".join(map(str, train(config))))
     except (ValueError, OmegaConfBaseException) as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
