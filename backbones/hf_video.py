@@ -1,0 +1,450 @@
+"""Video encoders of Hugging Face transformers 5: VideoMAE (Tong et al., NeurIPS 2022, arXiv 2203.12602), mean pooled, and ViViT
+(Arnab et al., ICCV 2021, arXiv 2103.15691), with a class token.
+
+The model is run from outside, layer by layer, in two halves; nothing in it is changed. transformers takes seconds to import, so
+that this is done when a model is built or wrapped, not before.
+"""
+
+import abc
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from torch import Tensor, nn
+
+from tokred import BACKBONES, Attention, Backbone, Tokens, Widths
+from tokred.attention import attend
+from tokred.preprocess import Preprocess
+from tokred.registry import unknown
+
+PREFIX = "hf/"
+BASES = {"videomae_base": "VideoMAE", "vivit_base": "Vivit"}  # name -> how transformers' classes begin
+HUB = (
+    "MCG-NJU/videomae-base-finetuned-kinetics",
+    "MCG-NJU/videomae-base-finetuned-ssv2",
+    "MCG-NJU/videomae-large-finetuned-kinetics",
+    "google/vivit-b-16x2-kinetics400",
+)
+SIZE_NAMES = {"num_classes": "num_labels", "img_size": "image_size"}  # tokred's word -> transformers'
+REASONS = {
+    "vjepa2": "its rotary positions would have to follow the tokens that stay, and a merged token has no single one",
+    "timesformer": "its divided attention over space and time needs every token in its place",
+}
+DECODER = ("decoder.", "encoder_to_decoder.", "mask_token")  # of the pre-training; an encoder has no use for them
+HALVES = (0.5, 0.5, 0.5)
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+
+
+@BACKBONES.register("hf_video")
+class HFVideo(Backbone):
+    """Around a transformers model, whose parameters it shares: clips (B, T, 3, H, W) to its logits, or the pooled feature of an
+    encoder without a classifier, as a tensor.
+
+    Names: ``hf/videomae_base`` and ``hf/vivit_base``, of random weights, and ``hf/FOLDER`` or ``hf/HUB_ID``, whose weights are
+    those that lie there; ``weights=FOLDER`` stands for a copy fetched elsewhere. Sizes are the fields of the model's config.
+    """
+
+    prefixes = (PREFIX,)
+    preprocessing: ClassVar[Preprocess]  # where the weights come without an image processor
+    layers_at: ClassVar[str]
+    model: Any  # a PreTrainedModel, which cannot be named before transformers is imported
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        _refuse_what_cannot_be_cut(model)
+        self.model, config = model, model.config
+        try:
+            patches = self.encoder.embeddings.patch_embeddings
+            self.sample_shape = (config.num_frames, config.num_channels, *patches.image_size)
+            frames, _, height, width = self.sample_shape
+            t, h, w = patches.projection.kernel_size
+            self.grid = (frames // t, height // h, width // w)
+            self.num_tokens = prod(self.grid) + self.prefix
+            self.depth = len(self.layers)
+            self.gives_classes = isinstance(getattr(model, "classifier", None), nn.Linear)
+            self.processor = _processor(model.name_or_path)
+            _prove_halves(self)
+        except (AttributeError, IndexError) as error:
+            raise ValueError(_other_version(f"{type(model).__name__} is not built as known here: {error}")) from error
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return [PREFIX + name for name in (*BASES, *HUB)]
+
+    @classmethod
+    def build(cls, name: str, *, weights: str | None = None, **sizes: Any) -> "HFVideo":
+        library, name = _transformers(), name.removeprefix(PREFIX)
+        sizes = {SIZE_NAMES.get(size, size): value for size, value in sizes.items()}
+        folder = None if name in BASES and weights in (None, "random") else _folder(name, weights)
+        config = _config(library, name, folder, sizes)
+        kind = getattr(library, _class_name(name, config, classifies="num_labels" in sizes))
+        if folder is not None and weights != "random":
+            return cls.wrap(_load(kind, config, folder))
+        try:
+            model = kind(config)
+        except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+            raise ValueError(f"{name} does not take {sizes}: {_one_line(error)}") from error
+        return cls.wrap(model)
+
+    @classmethod
+    def adapts(cls, model: nn.Module) -> bool:
+        return any(base.__module__.startswith("transformers.") for base in type(model).__mro__)
+
+    @classmethod
+    def wrap(cls, model: nn.Module) -> "HFVideo":
+        library = _transformers()
+        if isinstance(model, library.VideoMAEModel | library.VideoMAEForVideoClassification):
+            return VideoMAE(model)
+        if isinstance(model, library.VivitModel | library.VivitForVideoClassification):
+            return ViViT(model)
+        raise ValueError(f"{type(model).__name__} cannot be reduced: {_why_not(getattr(model, 'config', None))}")
+
+    @abc.abstractmethod
+    def _attended(self, layer: nn.Module, x_BNC: Tensor, **asked: Any) -> tuple[Tensor, Attention]:
+        """The layer up to and with the residual of its attention."""
+
+    @property
+    def encoder(self) -> Any:
+        """The model without its classifier."""
+        return self.model.base_model
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.encoder.get_submodule(self.layers_at)
+
+    def embed(self, inputs: Tensor) -> Tokens:
+        if tuple(inputs.shape[1:]) != self.sample_shape:
+            raise ValueError(f"clips must be (B, {', '.join(map(str, self.sample_shape))}); got {tuple(inputs.shape)}")
+        x_BNC = self.encoder.embeddings(inputs, None)  # no patch masked (VideoMAE), no position interpolated (ViViT)
+        return Tokens(x_BNC, prefix=self.prefix, grid=self.grid)
+
+    def attend(
+        self,
+        layer: int,
+        tokens: Tokens,
+        bias_BN: Tensor | None = None,
+        *,
+        statistics: Sequence[str] = (),
+        biased_statistics: bool = True,
+    ) -> tuple[Tokens, Attention]:
+        asked = {"statistics": statistics, "biased_statistics": biased_statistics}
+        x_BNC, attention = self._attended(
+            self.layers[layer], tokens.x_BNC, bias_BN=bias_BN, valid_BN=tokens.valid_BN, **asked
+        )
+        return tokens.with_x(x_BNC), attention
+
+    def normed(self, tokens: Tokens) -> Tokens:
+        norm = self.encoder.layernorm
+        return tokens if norm is None else tokens.with_x(norm(tokens.x_BNC))
+
+    def preprocess(self) -> Preprocess:
+        """As the file of the image processor beside the weights says, else as models of this kind were trained."""
+        return self.preprocessing if self.processor is None else as_preprocess(self.processor)
+
+    def widths(self) -> Widths:
+        layers, config = self.layers, self.model.config
+        head_dim = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+        projections = tuple(_linear_macs(layer.attention) for layer in layers)
+        once = getattr(self.model, "classifier", None) or getattr(self.encoder, "pooler", None)
+        return Widths(
+            embed=prod(self.grid) * self.encoder.embeddings.patch_embeddings.projection.weight.numel(),
+            projections=projections,
+            attention=(2 * config.num_attention_heads * head_dim,) * self.depth,
+            mlp=tuple(_linear_macs(layer) - of_attention for layer, of_attention in zip(layers, projections)),
+            head=_linear_macs(once),
+            channels=config.hidden_size,
+            heads=config.num_attention_heads,
+        )
+
+
+class VideoMAE(HFVideo):
+    """Its keys have no bias. The output is read off the unweighted mean of the tokens, as transformers does."""
+
+    prefix, has_cls, layers_at = 0, False, "encoder.layer"
+    preprocessing = Preprocess(interpolation="bilinear", crop_pct=1.0, antialias=True)
+
+    def _attended(self, layer: nn.Module, x_BNC: Tensor, **asked: Any) -> tuple[Tensor, Attention]:
+        attn = layer.attention.attention
+        maps = (attn.query, attn.key, attn.value)
+        y_BNC, attention = _attention(attn, maps, layer.layernorm_before(x_BNC), **asked)
+        return x_BNC + layer.attention.output(y_BNC, x_BNC), attention
+
+    def feedforward(self, layer: int, tokens: Tokens) -> Tokens:
+        block, x_BNC = self.layers[layer], tokens.x_BNC
+        return tokens.with_x(block.output(block.intermediate(block.layernorm_after(x_BNC)), x_BNC))
+
+    def head(self, tokens: Tokens) -> Tensor:
+        pooled_BC = self.normed(tokens).mean_pool()
+        return pooled_BC if self.encoder is self.model else self.model.classifier(self.model.fc_norm(pooled_BC))
+
+
+class ViViT(HFVideo):
+    """The output is read off the class token."""
+
+    prefix, has_cls, layers_at = 1, True, "layers"
+    preprocessing = Preprocess(HALVES, HALVES, "bilinear", crop_pct=224 / 256, antialias=True)
+
+    def _attended(self, layer: nn.Module, x_BNC: Tensor, **asked: Any) -> tuple[Tensor, Attention]:
+        attn = layer.attention
+        maps = (attn.q_proj, attn.k_proj, attn.v_proj)
+        y_BNC, attention = _attention(attn, maps, layer.layernorm_before(x_BNC), **asked)
+        return x_BNC + layer.dropout(attn.o_proj(y_BNC)), attention
+
+    def feedforward(self, layer: int, tokens: Tokens) -> Tokens:
+        block, x_BNC = self.layers[layer], tokens.x_BNC
+        return tokens.with_x(x_BNC + block.dropout(block.mlp(block.layernorm_after(x_BNC))))
+
+    def head(self, tokens: Tokens) -> Tensor:
+        x_BNC = self.normed(tokens).x_BNC
+        if self.encoder is not self.model:
+            return self.model.classifier(x_BNC[:, 0])
+        return x_BNC[:, 0] if self.encoder.pooler is None else self.encoder.pooler(x_BNC)
+
+
+def _attention(attn: nn.Module, maps: Sequence[nn.Module], x_BNC: Tensor, **asked: Any) -> tuple[Tensor, Attention]:
+    """Self-attention before its output projection, with what was asked of it."""
+    heads = (attn.num_attention_heads, -1)
+    q_BHND, k_BHND, v_BHND = (linear(x_BNC).unflatten(-1, heads).transpose(1, 2) for linear in maps)
+    out_BHND, attention = attend(q_BHND, k_BHND, v_BHND, scale=attn.scaling, **asked)
+    return out_BHND.transpose(1, 2).flatten(2), attention
+
+
+def _linear_macs(module: nn.Module | None) -> int:
+    if module is None:
+        return 0
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+
+
+# What is refused
+
+
+def _refuse_what_cannot_be_cut(model: nn.Module) -> None:
+    name, config = type(model).__name__, model.config
+    if config.attention_probs_dropout_prob > 0:
+        raise ValueError(
+            f"{name} cannot be reduced with dropout on attention weights "
+            f"(attention_probs_dropout_prob={config.attention_probs_dropout_prob})"
+        )
+    if any(part.rpartition(".")[2] in ("q_bias", "v_bias") for part, _ in model.named_parameters()):  # before 5.8
+        raise ValueError(_other_version(f"{name} has biases beside the linear maps of its attention"))
+    if not getattr(config, "use_mean_pooling", True) and hasattr(model, "classifier"):
+        raise ValueError(
+            f"{name} cannot be reduced with use_mean_pooling=False: it classifies the first patch, which may be taken out"
+        )
+
+
+def _why_not(config: Any) -> str:
+    return REASONS.get(getattr(config, "model_type", ""), "of transformers, the encoders of VideoMAE and ViViT can")
+
+
+def _prove_halves(backbone: HFVideo) -> None:
+    """Every layer in two halves must equal the layer itself, and the whole model, with but one of its layers, what transformers
+    gives. Raises ValueError where not (a release that changed a layer, a class that changes the forward pass)."""
+    model, what, parameter = backbone.model, f"a {type(backbone.model).__name__}", next(backbone.model.parameters())
+    if parameter.device.type == "meta":
+        return
+    generator = torch.Generator().manual_seed(0)
+    x_BNC = torch.randn(1, 5, model.config.hidden_size, generator=generator).to(parameter)
+    clip = torch.randn(1, *backbone.sample_shape, generator=generator).to(parameter)
+    with torch.no_grad(), _evaluating(model):
+        for index, layer in enumerate(backbone.layers):
+            halves = _run(backbone, index, Tokens(x_BNC)).x_BNC
+            _expect_close(halves, layer(x_BNC), f"layer {index} of {what}", before=x_BNC)
+        tokens, theirs = _run(backbone, 0, backbone.embed(clip)), _of_one_layer(backbone)(clip, return_dict=True)
+        if "last_hidden_state" in theirs:
+            _expect_close(backbone.normed(tokens).x_BNC, theirs["last_hidden_state"], what)
+        for output in {"logits", "pooler_output"} & set(theirs):
+            _expect_close(backbone.head(tokens), theirs[output], what)
+
+
+def _run(backbone: HFVideo, layer: int, tokens: Tokens) -> Tokens:
+    return backbone.feedforward(layer, backbone.attend(layer, tokens)[0])
+
+
+def _of_one_layer(backbone: HFVideo) -> nn.Module:
+    """A copy of the model around the same tensors, without its other layers: base models take seconds a clip on a CPU."""
+    model, layers = backbone.model, backbone.layers
+    shared: dict[int, Any] = {id(part): part for part in (*model.parameters(), *model.buffers(), layers[0])}
+    return copy.deepcopy(model, shared | {id(layers): layers[:1]})
+
+
+def _expect_close(ours: Tensor, theirs: Tensor, what: str, *, before: Tensor | float = 0.0) -> None:
+    """Apart by no more than rounding and a hundredth of what was added to ``before``: a branch that is left out is all of it."""
+    if not torch.isfinite(theirs).all():
+        return
+    rounding = 4 * torch.finfo(theirs.dtype).eps * theirs.abs().max()
+    if (ours - theirs).abs().max() > 1e-2 * (theirs - before).abs().max() + rounding:
+        raise ValueError(_other_version(f"{what} run in two halves does not give what it gives whole"))
+
+
+def _other_version(what: str) -> str:
+    version = _transformers().__version__
+    return f"{what}; it is not supported (transformers {version}; constraints.txt names a version that is known)"
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+# By name
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError("a backbone of Hugging Face needs transformers: pip install tokred[hf]") from error
+    return transformers
+
+
+def _folder(name: str, weights: str | None) -> Path:
+    """Where config and weights lie."""
+    if weights not in (None, "pretrained", "random"):
+        folder = Path(weights).expanduser()
+        if not folder.is_dir():
+            raise ValueError(
+                f"no folder at {folder}; the weights of {PREFIX}{name} are a folder as save_pretrained makes it"
+            )
+        return folder.resolve()
+    if name in BASES:
+        raise ValueError(
+            f"{PREFIX}{name} has no pretrained weights; name a model of the hub, as {PREFIX}{HUB[0]}, or give weights=FOLDER"
+        )
+    folder = Path(name).expanduser()
+    return folder.resolve() if folder.is_dir() else _from_hub(name, with_weights=weights != "random")
+
+
+def _from_hub(name: str, *, with_weights: bool) -> Path:
+    """Of the files there, only those that are data."""
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json"] + ["*.safetensors"] * with_weights))
+    except Exception as error:  # the hub client raises many kinds, of its own and of the libraries below it
+        raise ValueError(
+            f"{name!r} is no folder here, and could not be had from the hub ({type(error).__name__}); without a network, give "
+            f"weights=FOLDER of a copy fetched elsewhere, or {PREFIX}videomae_base or {PREFIX}vivit_base with weights=random"
+        ) from error
+
+
+def _config(library: Any, name: str, folder: Path | None, sizes: dict[str, Any]) -> Any:
+    """The default one where there is no folder, else that of the folder; with other sizes."""
+    try:
+        if folder is None:
+            config = getattr(library, f"{BASES[name]}Config")()
+        else:
+            config = library.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds, and one of its own for a value of the wrong type
+        raise ValueError(f"{folder} has no config.json that transformers can read: {_one_line(error)}") from error
+    known = [*type(config).__annotations__, "num_labels", *SIZE_NAMES]
+    if strange := [size for size in sizes if size not in known]:
+        raise ValueError(unknown("sizes", strange[0], known))
+    try:
+        if folder is None:
+            return type(config)(**sizes)
+        for size, value in sizes.items():
+            setattr(config, size, value)
+    except Exception as error:  # as above
+        raise ValueError(f"{name} does not take {sizes}: {_one_line(error)}") from error
+    return config
+
+
+def _class_name(name: str, config: Any, *, classifies: bool) -> str:
+    """Of transformers: with a classifier where the config names such a class, or classes are asked for."""
+    begin = {"videomae": "VideoMAE", "vivit": "Vivit"}.get(config.model_type)
+    if begin is None:
+        raise ValueError(f"a {config.model_type} cannot be reduced: {_why_not(config)}")
+    if begin != BASES.get(name, begin):
+        raise ValueError(f"the weights are those of a {config.model_type}, not of {PREFIX}{name}")
+    classifies = classifies or any(kind.endswith("ForVideoClassification") for kind in config.architectures or ())
+    return begin + ("ForVideoClassification" if classifies else "Model")
+
+
+def _load(kind: Any, config: Any, folder: Path) -> nn.Module:
+    """All or nothing, and never a pickle."""
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} holds no .safetensors file; pickled weights are not loaded, since unpickling can run code: save the model "
+            "again with save_pretrained"
+        )
+    try:
+        model, found = kind.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers raises many kinds, of its own and of the libraries below it
+        raise ValueError(f"the weights in {folder} do not fit or are not readable: {_one_line(error)}") from error
+    unexpected = {name for name in found["unexpected_keys"] if not name.startswith(DECODER)}
+    wrong = {"missing": found["missing_keys"], "unexpected": unexpected, "of another shape": found["mismatched_keys"]}
+    what = "; ".join(f"{len(names)} {kind} ({min(names)})" for kind, names in wrong.items() if names)
+    if what:
+        raise ValueError(f"{folder} does not fit a {type(model).__name__} of these sizes: {what}")
+    return model
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+# The image processor's file
+
+
+def _processor(source: str) -> dict[str, Any] | None:
+    """What lies beside the weights that a model came from, a folder or a hub id; None where there is none on this machine."""
+    for name in PROCESSOR_FILES if source else ():
+        try:
+            path = Path(source, name) if Path(source).is_dir() else try_to_load_from_cache(source, name)
+        except HFValidationError:  # a folder that is gone
+            return None
+        if isinstance(path, str | Path) and Path(path).is_file():
+            return json.loads(Path(path).read_text())
+    return None
+
+
+def as_preprocess(processor: dict[str, Any]) -> Preprocess:
+    """What an image processor does, from its file. Raises ValueError where ``Preprocess`` cannot say it."""
+    defaults: dict[str, Any] = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_center_crop"), True)
+    asked = defaults | {"image_mean": HALVES, "image_std": HALVES, "rescale_factor": 1 / 255, "resample": 2} | processor
+    mean, std = (asked["image_mean"], asked["image_std"]) if asked["do_normalize"] else ((0.0,) * 3, (1.0,) * 3)
+    span, offset = 255.0, 0.0
+    if asked["do_rescale"]:  # ViViT's subtract 1 after it: (x rescale_factor - offset - mean) / std
+        span *= asked["rescale_factor"]
+        offset = float(asked.get("offset", str(asked.get("video_processor_type")).startswith("Vivit")))
+    return Preprocess(
+        tuple(round((offset + value) / span, 6) for value in mean),
+        tuple(round(value / span, 6) for value in std),
+        RESAMPLE.get(asked["resample"], f"PIL's number {asked['resample']}"),
+        _crop_pct(asked),
+        antialias=True,
+    )
+
+
+def _crop_pct(asked: dict[str, Any]) -> float | None:
+    size = asked.get("size") or {}
+    short = size if isinstance(size, int) else size.get("shortest_edge")  # old files give a number
+    crop = (asked.get("crop_size") or short or size) if asked["do_center_crop"] else None
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    if asked["do_resize"] and short and crop and crop["height"] == crop["width"]:
+        return crop["height"] / short
+    if asked["do_resize"] and not short and crop in (None, size):
+        return None
+    raise ValueError(
+        f"pictures resized to {size} and cut to {crop}, as its image processor asks for, are not supported"
+    )
