@@ -360,7 +360,8 @@ def test_a_changed_method_has_another_key(tmp_path):
 # The experiments that come with tokred
 
 
-@pytest.mark.parametrize("name", experiments())
+# those of published rows need their data: tests/test_experiments.py
+@pytest.mark.parametrize("name", [name for name in experiments() if "/" not in name])
 def test_an_experiment_plans_on_the_embedded_data(name):
     found = cells(*REAL, f"experiment={name}")
     assert len(found) > 2 and any(cell.refused is None for cell in found[1:])
@@ -389,12 +390,14 @@ def test_the_others_also_run_at_the_macs_of_the_method_to_match():
     assert same == {(44, 36, 36, 36)}, "on the same schedule"
     _, share = found["vid_tldr", False]
     for method in ("tome", "random_drop"):  # each spends less on its own matching, and so keeps more tokens
-        tokens, spent = found[method, True]
+        _, spent = found[method, True]
         assert spent == pytest.approx(share, abs=0.005) and found[method, False][1] < share
 
 
 def test_a_matched_schedule_removes_in_the_same_layers_in_the_same_proportions():
-    tokens, _ = matched("methods=[vid_tldr,random_drop]", "r=[[20,0,10]]", "match=vid_tldr", "seeds=1")["random_drop", True]
+    tokens, _ = matched("methods=[vid_tldr,random_drop]", "r=[[20,0,10]]", "match=vid_tldr", "seeds=1")[
+        "random_drop", True
+    ]
     removed = [64 - tokens[0], *(a - b for a, b in itertools.pairwise(tokens))]
     assert removed[1] == removed[3] == 0 and removed[0] == pytest.approx(2 * removed[2], abs=1)
 
@@ -413,7 +416,12 @@ def test_only_one_of_the_methods_can_be_matched():
 # Tasks
 
 
-RETRIEVAL = ["task=retrieval", "weights=random", "data.num_clips=2", *(f"sizes.{name}={n}" for name, n in SMALL.items())]
+RETRIEVAL = [
+    "task=retrieval",
+    "weights=random",
+    "data.num_clips=2",
+    *(f"sizes.{name}={n}" for name, n in SMALL.items()),
+]
 
 
 def test_a_task_brings_its_backbones_unless_others_are_named():
@@ -422,7 +430,9 @@ def test_a_task_brings_its_backbones_unless_others_are_named():
 
 
 def test_a_backbone_that_is_not_built_for_the_task_is_refused_with_those_that_are():
-    with pytest.raises(ValueError, match="mini_mean is built for classification, not for retrieval; that can: mini_umt"):
+    with pytest.raises(
+        ValueError, match="mini_mean is built for classification, not for retrieval; that can: mini_umt"
+    ):
         cells(*RETRIEVAL, "backbones=mini_mean", "methods=tome")
 
 

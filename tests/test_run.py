@@ -14,13 +14,13 @@ from tokred import METHODS, create_backbone, list_methods, timing
 from tokred.analysis.rows import rows, write_csv
 from tokred.analysis.table import print_table
 from tokred.data import MovingShapes, create_data
-from tokred.tasks.task import Evaluation
 from tokred.record import Store
 from tokred.sweeps import run
 from tokred.sweeps.cli import sweep
 from tokred.sweeps.config import read_config
 from tokred.sweeps.plan import make_plan
 from tokred.sweeps.run import device_of, run_plan
+from tokred.tasks.task import Evaluation
 
 NUM_CLIPS = 8
 SMALL = {"depth": 3, "embed_dim": 24, "patch_size": 16}  # 64 tokens a clip
