@@ -2,6 +2,9 @@
 
 The official code is that of mlvlab/vid-TLDR at ``a25051d4``; ``tests/golden/README.md`` says how the numbers were made. Both
 sides draw the same weights, and read the same videos and annotations, in the official formats, from ``tests/golden/umt_data``.
+
+Left out, since tokred has no such thing: pooling by frame (``keep_temporal``). Recalls that hang on how the official code
+sorts equal scores (``tie_dependent``) are not compared. Action recognition is in ``test_official_action``.
 """
 
 import functools
@@ -16,6 +19,7 @@ from tests.golden.weights import fill_, inputs
 from tokred import ReducedModel
 from tokred.data import VideoCaptions, VideoQuestions
 from tokred.data.texts import clean
+from tokred.data.video import first_frames, middle_frames, read_clip
 from tokred.lit import EvaluationData, evaluate
 from tokred.reduction import create_method, plan_schedule
 from tokred.tasks import QuestionAnswering, Retrieval
@@ -26,7 +30,7 @@ from tokred.video_text import MODELS
 FOLDER = Path(__file__).parent / "golden"
 TEXT, RETRIEVAL, QA = (json.loads((FOLDER / f"umt_{name}.json").read_text()) for name in ("text", "retrieval", "qa"))
 
-# What tokred promises. The official float32 results are within 5e-6 of their own float64 ones.
+# What tokred promises; it comes within 2e-6. The official float32 results are within 6e-6 of their own float64 ones.
 RELATIVE = 1e-4
 
 
@@ -54,6 +58,17 @@ def model(task, width, seed):
 
 def parameter_sum(module):
     return sum(value.double().sum().item() for value in module.parameters())
+
+
+FILLED = {name: ("retrieval", case["vision_width"], case) for name, case in TEXT["cases"].items()}
+FILLED |= {"retrieval": ("retrieval", 24, RETRIEVAL), "qa": ("qa", 32, QA)}
+
+
+@pytest.mark.parametrize("name", list(FILLED))
+def test_weights_are_those_of_the_golden_case(name):
+    task, width, case = FILLED[name]
+    # the sums are written with 7 digits
+    assert parameter_sum(model(task, width, case["seed"])) == pytest.approx(case["parameter_sum"], rel=1e-6)
 
 
 # Texts
@@ -88,6 +103,7 @@ def test_the_text_encoder_gives_the_official_states(name):
     own = model("retrieval", case["vision_width"], case["seed"])
     ids_PL, mask_PL = torch.tensor(case["ids"]), torch.tensor(case["mask"], dtype=torch.bool)
     video_GNC = inputs(case["encoder_hidden_states_shape"], case["seed"])
+    assert video_GNC.double().sum().item() == pytest.approx(case["encoder_hidden_states_sum"], rel=1e-6)
     encoder = own.text_encoder
     assert error(encoder.embeddings(ids_PL), case["embeddings"]) < RELATIVE
     states = encoder.read(ids_PL, mask_PL)
@@ -96,12 +112,8 @@ def test_the_text_encoder_gives_the_official_states(name):
     assert error(fused, case["multi_modal"]) < RELATIVE, "one mode after the other is both in one"
     assert error(own.text_proj(states[:, 0]), case["text_proj_of_cls"]) < RELATIVE
     assert error(own.itm_head(fused[:, 0]), case["itm_head_of_fusion_cls"]) < RELATIVE
-    assert (
-        error(
-            own.match(states, mask_PL, encoder.contexts(video_GNC)), [row[1] for row in case["itm_head_of_fusion_cls"]]
-        )
-        < 1e-4
-    )
+    matched = own.match(states, mask_PL, encoder.contexts(video_GNC))
+    assert error(matched, [row[1] for row in case["itm_head_of_fusion_cls"]]) < RELATIVE
 
 
 @torch.no_grad()
@@ -143,6 +155,29 @@ def test_annotations_are_read_as_officially(file):
     assert list(map(list, ours.captions().texts_of_video)) == [of if isinstance(of, list) else [of] for of in right]
 
 
+def test_the_frames_chosen_are_the_official_ones():
+    for case in RETRIEVAL["frame_indices"]:
+        assert middle_frames(case["vlen"], case["num_frames"]) == case["indices"]
+    for of in RETRIEVAL["videos"].values():
+        assert middle_frames(of["frames"], 4) == of["frame_indices"]
+        assert middle_frames(first_frames(of["frames"], of["fps"], 30), 4) == of["frame_indices_trimmed30"]
+
+
+@pytest.mark.parametrize("name", list(RETRIEVAL["videos"]))
+def test_decoded_and_resized_pixels_are_the_official_ones(name):
+    """To the last grey level, and of the frames chosen, in a video that is trimmed as well."""
+    official, path = RETRIEVAL["videos"][name], str(FOLDER / "umt_data" / "videos" / name)
+    pixels = model("retrieval", 24, RETRIEVAL["seed"]).preprocess()
+    assert read_clip(path, 4, official["size"], pixels).sum(dtype=int) == official["decoded_sum"]
+    resized = read_clip(path, 4, (32, 32), pixels)
+    assert resized.sum((1, 2, 3), dtype=int).tolist() == official["resized_sum_by_frame"]
+    assert resized[0, :, 0].tolist() == official["resized_first_row"]
+    whole = read_clip(path, official["frames"], (32, 32), pixels)
+    assert np.array_equal(resized, whole[official["frame_indices"]])
+    trimmed = read_clip(path, 4, (32, 32), pixels, max_seconds=30)
+    assert np.array_equal(trimmed, whole[official["frame_indices_trimmed30"]])
+
+
 def test_videos_become_the_official_tensors():
     own, data = model("retrieval", 24, RETRIEVAL["seed"]), captions("retrieval.json")
     for index, name in enumerate(RETRIEVAL["datasets"]["retrieval.json"]["videos"]):
@@ -166,11 +201,6 @@ def retrieved(file, name, shortlist):
     evaluation = Retrieval(captions(file), own, shortlist=shortlist).evaluation(small)
     evaluate(evaluation, EvaluationData(captions(file), own, batch_size=3))
     return evaluation
-
-
-def test_the_retrieval_model_has_the_official_parameters():
-    own = model("retrieval", 24, RETRIEVAL["seed"])
-    assert parameter_sum(own) == pytest.approx(RETRIEVAL["parameter_sum"], abs=1e-3)
 
 
 @torch.no_grad()
@@ -215,21 +245,19 @@ def test_both_score_matrices_are_the_official_ones(name):
 def test_recalls_are_the_official_ones(name):
     case = RETRIEVAL["cases"][name]
     outcome = retrieved(case["file"], case["reduction"], case["k_test"]).outcome()
-    compared = 0
+    compared = 0  # of 12, of which at most three hang on ties
     for kind, official in (("", case["recall_itm"]), ("ITC ", case["recall_itc"])):
         tie_dependent = official.get("tie_dependent", [])
         for ours, theirs in (("T2V", "img"), ("V2T", "txt")):
             for at in (1, 5, 10):
                 if f"{theirs}_r{at}" in tie_dependent:
                     continue
-                value = outcome.metrics[f"{kind}{ours} R@{at}"].right(outcome.arrays).mean()
-                assert 100 * value == pytest.approx(
-                    official[f"{theirs}_r{at}"], abs=0.006
-                )  # they round to two decimals
+                value = 100 * outcome.metrics[f"{kind}{ours} R@{at}"].right(outcome.arrays).mean()
+                assert value == pytest.approx(official[f"{theirs}_r{at}"], abs=0.006)  # they round to two decimals
                 compared += 1
         if not tie_dependent:
             assert 100 * outcome.metrics[f"{kind}mean R"] == pytest.approx(official["r_mean"], abs=0.006)
-    assert compared >= 6
+    assert compared >= 9
 
 
 @pytest.mark.parametrize("name", list(RETRIEVAL["cases"]))
@@ -238,8 +266,9 @@ def test_ranks_are_those_recomputed_from_the_official_scores(name):
     arrays = retrieved(case["file"], case["reduction"], case["k_test"]).outcome().arrays
     for suffix, official in (("", case["recall_itm"]), ("_itc", case["recall_itc"])):
         for ours, theirs in (("text", "ranks_img"), ("video", "ranks_txt")):
-            pairs = zip(arrays[f"{ours}_rank{suffix}"].tolist(), official[theirs], strict=True)
-            assert all(mine == rank for mine, rank in pairs if rank is not None)
+            for mine, rank in zip(arrays[f"{ours}_rank{suffix}"].tolist(), official[theirs], strict=True):
+                # None: what is right is not on the shortlist, and comes somewhere after all that is
+                assert mine >= case["k_test"] if rank is None else mine == rank
 
 
 # Question answering
@@ -306,10 +335,11 @@ def test_answers_are_ranked_as_officially(name):
         contexts, states, _ = looked_at(case["reduction"], case, asked)
         official = np.array(asked["question_states"])[: len(states)]
         assert error(states[:, QA["channels"]], official) < RELATIVE
+        assert error(states.norm(dim=-1), asked["question_states_norms"][: len(states)]) < RELATIVE
         best, score = own.rank(contexts, *cut, shortlist=case["k_test"])
         assert set(best[0].tolist()) == set(asked["shortlist"])
         assert best[0].tolist() == asked["ids"]
-        assert error(score[0].softmax(-1), asked["probs"]) < 1e-3, "of probabilities that differ by orders of magnitude"
+        assert error(score[0].softmax(-1), asked["probs"]) < RELATIVE
         loss = dict(zip(asked["shortlist"], asked["answer_loss"], strict=True))
         first = dict(enumerate(np.log(asked["first_probs"])))
         expected = [first[answer] - loss[answer] for answer in best[0].tolist()]

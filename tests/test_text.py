@@ -92,6 +92,30 @@ def test_a_fusion_layer_is_hugging_faces_with_cross_attention(number, encoder):
 
 
 @torch.no_grad()
+def test_reading_then_fusing_is_one_run_over_all_of_hugging_faces_layers(encoder):
+    ids_BL, mask_BL = texts()
+    expected = encoder.embeddings(ids_BL)
+    seen = {"encoder_hidden_states": video(4), "encoder_attention_mask": additive(torch.ones(4, 1, 1, 6))}
+    for number, layer in enumerate(encoder.encoder.layer):
+        theirs = hugging_face(layer, cross=number >= SIZES.fusion_layer)
+        looks = seen if number >= SIZES.fusion_layer else {}
+        expected = first(theirs(expected, attention_mask=additive(mask_BL[:, None, None]), **looks))
+    ours = encoder.fuse(encoder.read(ids_BL, mask_BL), mask_BL, encoder.contexts(video(4)))
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_decoder_is_hugging_faces_layers_under_a_causal_mask(decoder):
+    ids_BL, mask_BL = texts()
+    causal_B1LL = mask_BL[:, None, None] & torch.ones(7, 7).tril().bool()
+    expected = decoder.bert.embeddings(ids_BL)
+    seen = {"encoder_hidden_states": video(4, 5), "encoder_attention_mask": additive(torch.ones(4, 1, 1, 5))}
+    for layer in decoder.bert.encoder.layer:
+        expected = first(hugging_face(layer, cross=True)(expected, attention_mask=additive(causal_B1LL), **seen))
+    torch.testing.assert_close(decoder(ids_BL, mask_BL, asked(decoder)), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_embeddings_are_hugging_faces(encoder):
     bert = pytest.importorskip("transformers.models.bert.modeling_bert")
     config = bert.BertConfig(

@@ -1,10 +1,16 @@
 """UMT's encoder: names, sizes and checkpoints. What it computes is compared with the official code in test_official.py."""
 
+import re
+import sys
+import types
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import tokred
+import tokred.backbones.umt
 from tokred import BACKBONES
 
 TINY = {"num_frames": 4, "img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -98,3 +104,143 @@ def test_frames_need_no_weights_of_their_own(tmp_path):
 def test_pretrained_weights_without_a_network_are_refused_with_what_to_do():
     with pytest.raises(ValueError, match="b16_25m.pth could not be fetched from OpenGVLab/UMT .*give weights=PATH"):
         umt(weights="pretrained")
+
+
+# Whole models from files in the official forms
+
+
+VOCABULARY = str(Path(__file__).parent / "golden" / "umt_data" / "vocab.txt")
+WHOLE = TINY | {
+    "text_dim": 32,
+    "text_depth": 4,
+    "text_heads": 4,
+    "fusion_layer": 2,
+    "vocab_size": 171,
+    "max_positions": 40,
+}
+
+
+def whole(task, **more):
+    joint = {"joint_dim": 16} if task == "retrieval" else {}
+    return tokred.create_backbone("umt_base", task=task, vocabulary=VOCABULARY, **(WHOLE | joint | more))
+
+
+class EasyDict(dict):
+    """Settings as UMT's own class has them."""
+
+
+def saved(state, path, monkeypatch):
+    """As UMT's training saves: settings of a class of its own beside the weights."""
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "utils", types.ModuleType("utils"))
+        patch.setitem(sys.modules, "utils.easydict", module := types.ModuleType("utils.easydict"))
+        patch.setattr(EasyDict, "__module__", "utils.easydict")
+        module.EasyDict = EasyDict
+        config = EasyDict(num_frames=4, optimizer=EasyDict(lr=1e-5))
+        torch.save({"model": state, "optimizer": {"state": {}}, "config": config, "epoch": 3, "global_step": 7}, path)
+    return str(path)
+
+
+def fine_tuned(task):
+    torch.manual_seed(1)
+    return whole(task).state_dict()
+
+
+def pretrained():
+    """As the released pre-trained files are: the text encoder one level deeper, with a head, and a teacher beside it."""
+    state = {
+        re.sub(r"^text_encoder\.", "text_encoder.bert.", name): value for name, value in fine_tuned("retrieval").items()
+    }
+    rest = ("clip_teacher.a", "vision_encoder.clip_decoder.0.head.weight", "text_encoder.cls.predictions.bias")
+    rest += ("text_encoder.bert.embeddings.position_ids",)
+    return state | {name: torch.zeros(3) for name in rest}
+
+
+def with_twin(state):
+    """The decoder's words and bias stored twice, as its tied modules save them."""
+    head = "text_decoder.cls.predictions"
+    words = state["text_decoder.bert.embeddings.word_embeddings.weight"]
+    return state | {f"{head}.decoder.weight": words.clone(), f"{head}.decoder.bias": state[f"{head}.bias"].clone()}
+
+
+@pytest.mark.parametrize(
+    ("task", "state"),
+    [
+        ("retrieval", lambda: fine_tuned("retrieval")),
+        ("retrieval", pretrained),
+        ("qa", lambda: with_twin(fine_tuned("qa"))),
+    ],
+    ids=["fine-tuned retrieval", "pre-trained", "fine-tuned qa"],
+)
+def test_an_official_file_is_loaded_whole(task, state, tmp_path, monkeypatch):
+    path = saved(state(), tmp_path / "umt.pth", monkeypatch)
+    expected = fine_tuned(task)
+    found = whole(task, weights=path).state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_default_sizes_are_the_published_ones(monkeypatch):
+    monkeypatch.setattr(tokred.backbones.umt, "from_hub", lambda: None)
+    with torch.device("meta"):
+        base, large = (
+            tokred.create_backbone(f"umt_{size}", task="retrieval", weights="random") for size in ("base", "large")
+        )
+    for model, dim, depth, fusion, joint in ((base, 768, 12, 3, 512), (large, 1024, 24, 5, 768)):
+        sizes = model.text_encoder.sizes
+        assert (sizes.dim, sizes.depth, sizes.num_fusion_layers, sizes.vocab_size) == (dim, depth, fusion, 30522)
+        assert model.vision_proj.weight.shape == (joint, dim) and model.num_tokens == 2352
+        crossing = [hasattr(layer, "crossattention") for layer in model.text_encoder.encoder.layer]
+        assert crossing == [False] * (depth - fusion) + [True] * fusion
+
+
+WRONG = {
+    "a missing key": (
+        lambda: {
+            name: value for name, value in fine_tuned("qa").items() if "layer.3.crossattention.self.query" not in name
+        },
+        "2 missing .*text_encoder.encoder.layer.3.crossattention.self.query.weight",
+    ),
+    "an unexpected key": (
+        lambda: fine_tuned("qa") | {"text_decoder.new": torch.zeros(2)},
+        r"1 unexpected \(text_decoder.new\)",
+    ),
+    "a tensor of another size": (
+        lambda: fine_tuned("qa") | {"vision_encoder.encoder.norm.weight": torch.zeros(5)},
+        r"1 of another shape \(vision_encoder.encoder.norm.weight is \[5\], not \[24\]\)",
+    ),
+    "twins that differ": (
+        lambda: with_twin(fine_tuned("qa")) | {"text_decoder.cls.predictions.decoder.bias": torch.ones(171)},
+        "text_decoder.cls.predictions.decoder.bias must be text_decoder.cls.predictions.bias once more, and differs",
+    ),
+    "a pre-trained file": (
+        pretrained,
+        "is pre-trained and has no decoder of answers yet; give a checkpoint fine-tuned for qa",
+    ),
+    "a file of retrieval": (lambda: fine_tuned("retrieval"), r"missing \(text_decoder.*unexpected \(.*temp"),
+}
+
+
+@pytest.mark.parametrize("what", list(WRONG))
+def test_a_file_that_does_not_fit_is_one_line_that_names_what(what, tmp_path, monkeypatch):
+    state, said = WRONG[what]
+    path = saved(state(), tmp_path / "umt.pth", monkeypatch)
+    with pytest.raises(ValueError, match=f"umt.pth.*{said}") as error:
+        whole("qa", weights=path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_of_the_other_size_says_so(tmp_path, monkeypatch):
+    path = saved(fine_tuned("retrieval"), tmp_path / "umt.pth", monkeypatch)
+    with pytest.raises(ValueError, match="of another shape"):
+        whole("retrieval", weights=path, embed_dim=48)
+
+
+def test_a_k710_head_gives_its_first_400_rows_to_kinetics_400(tmp_path):
+    official = umt(num_classes=710).state_dict()
+    theirs = {"encoder.": "", "pool_norm.": "fc_norm.", "classifier.": "head."}
+    state = {re.sub(r"^\w+\.", lambda own: theirs[own.group()], name): value for name, value in official.items()}
+    torch.save({"module": state}, tmp_path / "k710.pth")
+    found = umt(num_classes=400, weights=str(tmp_path / "k710.pth"))
+    assert torch.equal(found.classifier.weight, official["classifier.weight"][:400])
+    with pytest.raises(ValueError, match=r"classifier.weight is \[710, 24\], not \[300, 24\]"):
+        umt(num_classes=300, weights=str(tmp_path / "k710.pth"))
