@@ -26,12 +26,7 @@ from tokred.registry import unknown
 
 PREFIX = "hf/"
 BASES = {"videomae_base": "VideoMAE", "vivit_base": "Vivit"}  # name -> how transformers' classes begin
-HUB = (
-    "MCG-NJU/videomae-base-finetuned-kinetics",
-    "MCG-NJU/videomae-base-finetuned-ssv2",
-    "MCG-NJU/videomae-large-finetuned-kinetics",
-    "google/vivit-b-16x2-kinetics400",
-)
+EXAMPLE = "MCG-NJU/videomae-base-finetuned-kinetics"
 SIZE_NAMES = {"num_classes": "num_labels", "img_size": "image_size"}  # tokred's word -> transformers'
 REASONS = {
     "vjepa2": "its rotary positions would have to follow the tokens that stay, and a merged token has no single one",
@@ -45,11 +40,11 @@ RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 
 @BACKBONES.register("hf_video")
 class HFVideo(Backbone):
-    """Around a transformers model, whose parameters it shares: clips (B, T, 3, H, W) to its logits, or the pooled feature of an
-    encoder without a classifier, as a tensor.
+    """VideoMAE and ViViT of Hugging Face transformers; also hf/HUB_ID and hf/FOLDER, with the weights that lie there.
 
-    Names: ``hf/videomae_base`` and ``hf/vivit_base``, of random weights, and ``hf/FOLDER`` or ``hf/HUB_ID``, whose weights are
-    those that lie there; ``weights=FOLDER`` stands for a copy fetched elsewhere. Sizes are the fields of the model's config.
+    Around a transformers model, whose parameters it shares: clips (B, T, 3, H, W) to its logits, or the pooled feature of an
+    encoder without a classifier, as a tensor. ``hf/videomae_base`` and ``hf/vivit_base`` have random weights;
+    ``weights=FOLDER`` stands for a copy fetched elsewhere. Sizes are the fields of the model's config.
     """
 
     prefixes = (PREFIX,)
@@ -77,7 +72,7 @@ class HFVideo(Backbone):
 
     @classmethod
     def names(cls) -> list[str]:
-        return [PREFIX + name for name in (*BASES, *HUB)]
+        return [PREFIX + name for name in BASES]
 
     @classmethod
     def build(cls, name: str, *, weights: str | None = None, **sizes: Any) -> "HFVideo":
@@ -323,7 +318,7 @@ def _folder(name: str, weights: str | None) -> Path:
         return folder.resolve()
     if name in BASES:
         raise ValueError(
-            f"{PREFIX}{name} has no pretrained weights; name a model of the hub, as {PREFIX}{HUB[0]}, or give weights=FOLDER"
+            f"{PREFIX}{name} has no pretrained weights; name a model of the hub, as {PREFIX}{EXAMPLE}, or give weights=FOLDER"
         )
     folder = Path(name).expanduser()
     return folder.resolve() if folder.is_dir() else _from_hub(name, with_weights=weights != "random")

@@ -29,7 +29,10 @@ PIXELS = Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 @BACKBONES.register("mini")
 class Mini(VideoTransformer):
-    """``mini_cls`` reads its class token, ``mini_mean`` the mean of its tokens; 256 tokens for a clip of 8 frames."""
+    """Small video transformers trained on moving shapes; the weights are in the package.
+
+    ``mini_cls`` reads its class token, ``mini_mean`` the mean of its tokens; 256 tokens for a clip of 8 frames.
+    """
 
     pixels = PIXELS
 
@@ -52,7 +55,7 @@ TEXT_SIZES = {"text_dim": 96, "text_depth": 5, "text_heads": 3, "fusion_layer": 
 
 @BACKBONES.register("mini_umt")
 class MiniUMT(Backbone):
-    """Builds the small twins of UMT's models for retrieval and question answering."""
+    """The small twins of UMT's models, for retrieval and question answering on moving shapes."""
 
     @classmethod
     def names(cls) -> list[str]:

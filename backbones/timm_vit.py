@@ -1,4 +1,4 @@
-"""Any plain VisionTransformer of timm: ViT, DeiT, AugReg, MAE, CLIP, SigLIP, DINOv2 and others.
+"""The VisionTransformers of timm.
 
 With CLS, mean or other pooling, distillation token, registers, LayerScale, qk-norm. The model is run from outside, block by
 block, in two halves; nothing in it is changed.
@@ -29,7 +29,10 @@ PREFIX = "timm/"
 
 @BACKBONES.register("timm_vit")
 class TimmViT(Backbone):
-    """Around a timm model, whose parameters it shares: images (B, 3, H, W) to what the model gives."""
+    """Any plain VisionTransformer of timm: ViT, DeiT, AugReg, MAE, CLIP, SigLIP, DINOv2 and others.
+
+    Around a timm model, whose parameters it shares: images (B, 3, H, W) to what the model gives.
+    """
 
     prefixes = (PREFIX,)
 

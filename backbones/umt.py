@@ -31,10 +31,10 @@ POSITIONS_FROM = (8, 14, 14)  # the grid that the positions of action recognitio
 
 @BACKBONES.register("umt")
 class UMT(VideoTransformer):
-    """Clips (B, T, 3, H, W) to the pooled feature (B, C); 12 frames by default.
+    """UMT's video encoder; with num_classes its action recognition (Li et al., ICCV 2023).
 
-    Pools the unweighted mean of the tokens, reduced or not, as the official code does. With ``num_classes`` it has the form of
-    UMT's action recognition: no final norm, positions interpolated from 8 frames, 8 frames by default.
+    Clips (B, T, 3, H, W) to the pooled feature (B, C), from the unweighted mean of the tokens, reduced or not, as in the official
+    code; 12 frames by default. With ``num_classes`` no final norm, positions interpolated from 8 frames, 8 frames by default.
     """
 
     @classmethod
@@ -61,7 +61,7 @@ class UMT(VideoTransformer):
 
 @BACKBONES.register("umt_text")
 class UMTText(Backbone):
-    """Builds ``umt_base`` and ``umt_large`` for retrieval and question answering."""
+    """UMT's models of retrieval and question answering, on which vid-TLDR was published."""
 
     @classmethod
     def names(cls) -> list[str]:

@@ -190,7 +190,7 @@ def _plugins(pattern: str, *, every: bool = False) -> str:
     backbones = []
     for family in BACKBONES:
         names = [name for name in family.names() if fnmatch.fnmatch(name, pattern)]
-        about = _about(sys.modules[family.__module__])
+        about = _about(family)
         if len(names) > 10 and not every:
             start = names[0].split("/")[0]
             backbones.append(f"  {start + '/NAME':<22} {about} ({len(names)} names: tokred list '{start}/*')")
