@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from tokred import BACKBONES, Backbone, VideoTransformer
+from tokred.hub import fetched
 from tokred.tokenizer import WordPieces, from_hub
 from tokred.video_text import MODELS
 from tokred.weights import load_strictly, read_state
@@ -120,7 +121,10 @@ def for_answers(state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
 
 
 def of_actions(state: dict[str, Tensor], model: VideoTransformer, path: str) -> dict[str, Tensor]:
-    """A checkpoint of action recognition (or one that tokred wrote) in tokred's names. A head of Kinetics-710 gives its first 400 rows to Kinetics-400."""
+    """A checkpoint of action recognition, or one that tokred wrote, in tokred's names.
+
+    A head of Kinetics-710 gives its first 400 rows to Kinetics-400, as officially.
+    """
     state = {name.removeprefix("backbone.").removeprefix("encoder."): value for name, value in state.items()}
     names = {"fc_norm": "pool_norm", "head": "classifier", "pos_embed": "positions"}
     names |= {own: own for own in names.values()}
@@ -151,17 +155,5 @@ def _read(weights: str | None, size: str) -> tuple[dict[str, Tensor] | None, str
     """The tensors, None for random weights; and where they are from."""
     if weights in (None, "random"):
         return None, ""
-    path = _from_hub(HUB_FILES[size]) if weights == "pretrained" else str(weights)
+    path = fetched(HUB_REPOSITORY, HUB_FILES[size], instead="give weights=PATH") if weights == "pretrained" else str(weights)
     return read_state(path), path
-
-
-def _from_hub(file: str) -> str:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return hf_hub_download(HUB_REPOSITORY, file)
-    except Exception as error:  # the hub client raises many kinds, of its own and of the libraries below it
-        raise ValueError(
-            f"{file} could not be fetched from {HUB_REPOSITORY} ({type(error).__name__}); fetch it by hand and "
-            "give weights=PATH"
-        ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from omegaconf import OmegaConf
 
 from tests.videos import all_frames, write
 from tokred.data import DATA, Preprocess, VideoCaptions, VideoQuestions, create_data, entries
@@ -446,7 +446,7 @@ OFFICIAL = {  # annotation, max_text_length, an entry of its kind, the texts it 
 
 
 def conf(name: str, root: Path) -> dict:
-    return {**yaml.safe_load((CONF / f"{name}.yaml").read_text()), "root": str(root)}
+    return {**OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")), "root": str(root)}
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -468,7 +468,7 @@ def test_the_official_question_sets_are_configured_as_umt_does(root, name):
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_file_of_data_names_a_source_and_all_of_its_options(path):
-    written = yaml.safe_load(path.read_text())
+    written = OmegaConf.to_container(OmegaConf.load(path))
     assert set(written) - {"name"} == set(DATA[written["name"]].__init__.__annotations__) - {"return"}
 
 

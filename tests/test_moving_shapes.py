@@ -248,6 +248,13 @@ def test_captions_are_those_of_the_clips():
     assert said.videos_of_text == said.texts_of_video == ((0,), (1,), (2,), (3,), (4,), (5,))
 
 
+def test_a_caption_that_two_clips_have_is_right_for_both():
+    said = MovingShapes().captions()
+    shared = {text: videos for text, videos in zip(said.texts, said.videos_of_text, strict=True) if len(videos) > 1}
+    ((text, videos),) = shared.items()
+    assert [said.texts[video] for video in videos] == [text, text] and len(set(said.texts)) == 999
+
+
 def test_questions_are_those_of_the_clips_in_their_order():
     asked = MovingShapes(num_clips=3).questions()
     pairs = [pair for clip in CLIPS[:3] for pair in questions(clip.scene)]

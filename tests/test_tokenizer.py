@@ -94,7 +94,7 @@ def test_without_a_network_it_is_said_what_to_do(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(
-        ValueError, match=r"vocab.txt of google-bert/bert-base-uncased could not be fetched .* give vocabulary=PATH"
+        ValueError, match=r"vocab.txt could not be fetched from google-bert/bert-base-uncased .* give vocabulary=PATH"
     ):
         tokenizer.from_hub()
 

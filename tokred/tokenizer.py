@@ -14,6 +14,8 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
 
+from tokred.hub import fetched
+
 HUB_VOCABULARY = ("google-bert/bert-base-uncased", "vocab.txt")  # of the large model too
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_BYTES = 16 * 2**20
@@ -71,13 +73,4 @@ class WordPieces:
 
 def from_hub() -> WordPieces:
     """BERT's uncased vocabulary. Raises ValueError, with what to do, where it cannot be fetched."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        path = hf_hub_download(*HUB_VOCABULARY)
-    except Exception as error:  # the hub client raises many kinds, of its own and of the libraries below it
-        raise ValueError(
-            f"{HUB_VOCABULARY[1]} of {HUB_VOCABULARY[0]} could not be fetched ({type(error).__name__}); without a network, "
-            "give vocabulary=PATH of a vocab.txt fetched elsewhere"
-        ) from error
-    return WordPieces.read(path)
+    return WordPieces.read(fetched(*HUB_VOCABULARY, instead="give vocabulary=PATH"))

@@ -1,0 +1,14 @@
+"""Files of the Hugging Face hub."""
+
+
+def fetched(repository: str, file: str, *, instead: str) -> str:
+    """The path of a copy on this machine. Raises ValueError where there is none; ``instead``: what to do then."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(repository, file)
+    except Exception as error:  # the hub client raises many kinds, of its own and of the libraries below it
+        raise ValueError(
+            f"{file} could not be fetched from {repository} ({type(error).__name__}); fetch it where there is a network, "
+            f"and {instead}"
+        ) from error
