@@ -2,9 +2,13 @@
 
 
 def fetched(repository: str, file: str, *, instead: str) -> str:
-    """The path of a copy on this machine. Raises ValueError where there is none; ``instead``: what to do then."""
-    from huggingface_hub import hf_hub_download
+    """The path of a copy on this machine, fetched where there is none. Raises ValueError where it cannot be; ``instead``: what to do
+    then."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
+    kept = try_to_load_from_cache(repository, file)
+    if isinstance(kept, str):
+        return kept
     try:
         return hf_hub_download(repository, file)
     except Exception as error:  # the hub client raises many kinds, of its own and of the libraries below it

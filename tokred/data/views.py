@@ -63,8 +63,8 @@ def fit_short_side(pixels_HWC: np.ndarray, side: int) -> np.ndarray:
     """(3, H, W) uint8, the shorter of the two ``side`` long and the other one in proportion, rounded down.
 
     Bilinear in float32, rounded to whole numbers; UMT's cv2 takes weights of 1/2048 and cuts off on the way. Against OpenCV
-    4.9, UMT's, on noise of five sizes from 100 x 177 to 1080 x 1920: 13 % of the values are one grey level higher here,
-    and none is further apart.
+    4.9 and 4.10 no value is more than one grey level apart: on noise of five sizes from 100 x 177 to 1080 x 1920, 12 to
+    13 % are one higher here, on other pictures as many lower.
     """
     height, width = pixels_HWC.shape[:2]
     long = int(side * max(height, width) / min(height, width))
