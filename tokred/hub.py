@@ -2,8 +2,10 @@
 
 
 def fetched(repository: str, file: str, *, instead: str) -> str:
-    """The path of a copy on this machine, fetched where there is none. Raises ValueError where it cannot be; ``instead``: what to do
-    then."""
+    """The path of a copy on this machine, fetched where there is none.
+
+    Raises ValueError where it cannot be; ``instead``: what to do then.
+    """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     kept = try_to_load_from_cache(repository, file)
