@@ -168,6 +168,15 @@ def test_some_contexts_are_those_of_their_places():
     assert some.mask_GN.tolist() == [[False, False, True], [True, False, False]]
 
 
+@torch.no_grad()
+def test_the_places_that_are_wanted_are_what_they_are_among_all(encoder):
+    ids_BL, mask_BL = texts()
+    states, contexts = encoder.read(ids_BL, mask_BL), encoder.contexts(video())
+    whole, first = (encoder.fuse(states, mask_BL, contexts, places=places) for places in (None, 1))
+    assert first.shape == (4, 1, 24)
+    torch.testing.assert_close(first, whole[:, :1], atol=1e-5, rtol=1e-5)
+
+
 # The decoder
 
 

@@ -117,13 +117,16 @@ class Layer(nn.Module):
         self.intermediate = _Hidden(sizes)
         self.output = _Residual(int(sizes.dim * sizes.mlp_ratio), sizes.dim)
 
-    def forward(self, x_BLC: Tensor, mask_B1QL: Tensor, context: Context | None = None) -> Tensor:
-        """``mask_B1QL``: True where a place may look at another one of its own text."""
-        x_BLC = self.attention(x_BLC, self.attention.context(x_BLC), mask_B1QL)
+    def forward(
+        self, x_BLC: Tensor, mask_B1QL: Tensor, context: Context | None = None, *, places: int | None = None
+    ) -> Tensor:
+        """``mask_B1QL``: True where a place may look at another one of its own text. ``places``: only the first so many are
+        wanted; None: all."""
+        x_BQC = self.attention(x_BLC[:, :places], self.attention.context(x_BLC), mask_B1QL)
         if context is not None:
             mask = None if context.mask_GN is None else context.mask_GN[:, None, None]
-            x_BLC = self.crossattention(x_BLC, context, mask)
-        return self.output(self.intermediate(x_BLC), x_BLC)
+            x_BQC = self.crossattention(x_BQC, context, mask)
+        return self.output(self.intermediate(x_BQC), x_BQC)
 
 
 class Embeddings(nn.Module):
@@ -166,12 +169,15 @@ class TextEncoder(nn.Module):
         """What the fusion layers see of (G, N, context_dim) video tokens; ``mask_GN``: which are real, None: all."""
         return [layer.crossattention.context(x_GNC, mask_GN) for layer in self.encoder.layer[self.sizes.fusion_layer :]]
 
-    def fuse(self, x_BLC: Tensor, mask_BL: Tensor, contexts: Sequence[Context]) -> Tensor:
-        """(B, L, C): texts that ``read`` gave, having looked at the contexts; S = B / G in a row at each."""
-        mask_B11L = mask_BL[:, None, None]
-        for layer, context in zip(self.encoder.layer[self.sizes.fusion_layer :], contexts, strict=True):
+    def fuse(self, x_BLC: Tensor, mask_BL: Tensor, contexts: Sequence[Context], *, places: int | None = None) -> Tensor:
+        """(B, L, C): texts that ``read`` gave, having looked at the contexts; S = B / G in a row at each.
+
+        ``places``: only the first so many of the L are wanted, which the last layer need not compute; None: all.
+        """
+        mask_B11L, (*layers, last) = mask_BL[:, None, None], self.encoder.layer[self.sizes.fusion_layer :]
+        for layer, context in zip(layers, contexts[:-1], strict=True):
             x_BLC = layer(x_BLC, mask_B11L, context)
-        return x_BLC
+        return last(x_BLC, mask_B11L, contexts[-1], places=places)
 
 
 class _Bert(nn.Module):
@@ -232,7 +238,7 @@ class TextDecoder(nn.Module):
 
     def log_likelihood(self, ids_BL: Tensor, mask_BL: Tensor, contexts: Sequence[Context]) -> Tensor:
         """(B,): the sum over a text's word pieces after the first of log p(piece | those before); no length normalisation."""
-        states_BLC = self(ids_BL, mask_BL, contexts)[:, :-1]
+        states_BLC = self(ids_BL[:, :-1], mask_BL[:, :-1], contexts)  # nothing comes after the last
         next_BL, real_BL = ids_BL[:, 1:], mask_BL[:, 1:]
         at_once = max(1, _LOGITS_AT_ONCE // (next_BL.shape[1] * len(self.cls.predictions.bias)))
         parts = zip(states_BLC.split(at_once), next_BL.split(at_once), strict=True)

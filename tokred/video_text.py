@@ -102,14 +102,19 @@ class VideoText(Backbone):
         return self.vision_encoder.widths()
 
     def fusion_macs(self, num_tokens: int, text_length: int) -> tuple[int, int]:
-        """Multiply-adds of the text encoder's cross-attending layers: once a video, and for each text that looks at it.
+        """Multiply-adds of the text encoder's cross-attending layers: once a video, and for each text that ``match`` looks at.
 
-        A text of L word pieces takes 14 L D^2 + 2 L^2 D + 2 L N D in a layer (with an MLP of 4 D); a video 2 N D C.
+        A video of N tokens takes 2 N C D a layer; a text of L word pieces, of which Q are wanted, 2 L D^2 + 4 Q D^2 + 2 Q L D +
+        2 Q N D and the MLP of Q: all L in each layer but the last, there the first.
         """
         sizes, L = self.text_encoder.sizes, text_length
         D, hidden = sizes.dim, int(sizes.dim * sizes.mlp_ratio)
-        of_text = (6 * D * D + 2 * D * hidden) * L + 2 * L * L * D + 2 * L * num_tokens * D
-        return sizes.num_fusion_layers * 2 * num_tokens * D * sizes.context_dim, sizes.num_fusion_layers * of_text
+
+        def of_layer(Q: int) -> int:
+            return 2 * L * D * D + Q * (4 * D * D + 2 * L * D + 2 * num_tokens * D + 2 * D * hidden)
+
+        of_video = sizes.num_fusion_layers * 2 * num_tokens * D * sizes.context_dim
+        return of_video, (sizes.num_fusion_layers - 1) * of_layer(L) + of_layer(1)
 
 
 class RetrievalModel(VideoText):
@@ -135,7 +140,7 @@ class RetrievalModel(VideoText):
 
     def match(self, states_PLC: Tensor, mask_PL: Tensor, contexts: Sequence[Context]) -> Tensor:
         """(P,): the logit that a text belongs to the video it looks at, S = P / G texts in a row at each of G contexts."""
-        return self.itm_head(self.text_encoder.fuse(states_PLC, mask_PL, contexts)[:, 0])[:, 1]
+        return self.itm_head(self.text_encoder.fuse(states_PLC, mask_PL, contexts, places=1)[:, 0])[:, 1]
 
     def widths(self) -> Widths:
         return replace(super().widths(), head=self.vision_proj.weight.numel())
