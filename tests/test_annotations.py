@@ -434,7 +434,7 @@ def test_the_same_seconds_are_the_same_data(root):
 FLAT = [{"video": "a.mp4", "caption": "x"}]
 LISTS = [{"video": "a.mp4", "caption": ["x", "y"]}]
 SETS = [{"video": ["a.mp4", "b.mp4"], "caption": "x"}]
-OFFICIAL = {  # annotation, max_text_length, an entry of its kind, the texts it gives (umt.md, sections 1.5 and 6)
+OFFICIAL = {  # annotation, max_text_length, an entry of its kind, the texts it gives (the configs of mlvlab/vid-TLDR)
     "msrvtt_ret": ("msrvtt_ret_test1k.json", 32, FLAT, ("x",)),
     "msvd_ret": ("msvd_ret_test.json", 64, LISTS, ("x", "y")),
     "anet_ret": ("anet_ret_val.json", 150, LISTS, ("x y",)),
