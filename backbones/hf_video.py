@@ -1,8 +1,8 @@
-"""Video encoders of Hugging Face transformers 5: VideoMAE (Tong et al., NeurIPS 2022, arXiv 2203.12602), mean pooled, and ViViT
-(Arnab et al., ICCV 2021, arXiv 2103.15691), with a class token.
+"""The video encoders of Hugging Face transformers 5.
 
-The model is run from outside, layer by layer, in two halves; nothing in it is changed. transformers takes seconds to import, so
-that this is done when a model is built or wrapped, not before.
+VideoMAE (Tong et al., NeurIPS 2022, arXiv 2203.12602), mean pooled, and ViViT (Arnab et al., ICCV 2021, arXiv 2103.15691), with
+a class token. The model is run from outside, layer by layer, in two halves; nothing in it is changed. transformers takes seconds
+to import, so that this is done when a model is built or wrapped, not before.
 """
 
 import abc
@@ -23,6 +23,7 @@ from tokred import BACKBONES, Attention, Backbone, Tokens, Widths
 from tokred.attention import attend
 from tokred.preprocess import Preprocess
 from tokred.registry import unknown
+from tokred.weights import read_state
 
 PREFIX = "hf/"
 BASES = {"videomae_base": "VideoMAE", "vivit_base": "Vivit"}  # name -> how transformers' classes begin
@@ -33,6 +34,7 @@ REASONS = {
     "timesformer": "its divided attention over space and time needs every token in its place",
 }
 DECODER = ("decoder.", "encoder_to_decoder.", "mask_token")  # of the pre-training; an encoder has no use for them
+WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")  # the first there is
 HALVES = (0.5, 0.5, 0.5)
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
@@ -82,7 +84,7 @@ class HFVideo(Backbone):
         config = _config(library, name, folder, sizes)
         kind = getattr(library, _class_name(name, config, classifies="num_labels" in sizes))
         if folder is not None and weights != "random":
-            return cls.wrap(_load(kind, config, folder))
+            return cls.wrap(_load(library, kind, config, folder))
         try:
             model = kind(config)
         except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
@@ -325,9 +327,11 @@ def _folder(name: str, weights: str | None) -> Path:
 
 
 def _from_hub(name: str, *, with_weights: bool) -> Path:
-    """Of the files there, only those that are data."""
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json"] + ["*.safetensors"] * with_weights))
+        folder = Path(snapshot_download(name, allow_patterns=["*.json"] + ["model*.safetensors"] * with_weights))
+        if with_weights and not _weight_files(folder):
+            snapshot_download(name, allow_patterns=["pytorch_model*.bin"])
+        return folder
     except Exception as error:  # the hub client raises many kinds, of its own and of the libraries below it
         raise ValueError(
             f"{name!r} is no folder here, and could not be had from the hub ({type(error).__name__}); without a network, give "
@@ -335,25 +339,23 @@ def _from_hub(name: str, *, with_weights: bool) -> Path:
         ) from error
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    return next((found for pattern in WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
+
+
 def _config(library: Any, name: str, folder: Path | None, sizes: dict[str, Any]) -> Any:
     """The default one where there is no folder, else that of the folder; with other sizes."""
     try:
         if folder is None:
-            config = getattr(library, f"{BASES[name]}Config")()
+            config = getattr(library, f"{BASES[name]}Config")(**sizes)
         else:
-            config = library.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            config = library.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **sizes)
     except Exception as error:  # transformers raises many kinds, and one of its own for a value of the wrong type
-        raise ValueError(f"{folder} has no config.json that transformers can read: {_one_line(error)}") from error
+        what = f"does not take {sizes}" if sizes else "has no config.json that transformers can read"
+        raise ValueError(f"{folder or name} {what}: {_one_line(error)}") from error
     known = [*type(config).__annotations__, "num_labels", *SIZE_NAMES]
     if strange := [size for size in sizes if size not in known]:
         raise ValueError(unknown("sizes", strange[0], known))
-    try:
-        if folder is None:
-            return type(config)(**sizes)
-        for size, value in sizes.items():
-            setattr(config, size, value)
-    except Exception as error:  # as above
-        raise ValueError(f"{name} does not take {sizes}: {_one_line(error)}") from error
     return config
 
 
@@ -368,30 +370,41 @@ def _class_name(name: str, config: Any, *, classifies: bool) -> str:
     return begin + ("ForVideoClassification" if classifies else "Model")
 
 
-def _load(kind: Any, config: Any, folder: Path) -> nn.Module:
-    """All or nothing, and never a pickle."""
-    if not any(folder.glob("*.safetensors")):
-        raise ValueError(
-            f"{folder} holds no .safetensors file; pickled weights are not loaded, since unpickling can run code: save the model "
-            "again with save_pretrained"
-        )
-    try:
-        model, found = kind.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # transformers raises many kinds, of its own and of the libraries below it
-        raise ValueError(f"the weights in {folder} do not fit or are not readable: {_one_line(error)}") from error
+def _load(library: Any, kind: Any, config: Any, folder: Path) -> nn.Module:
+    """All or nothing. Files are read as data by ``read_state``; transformers knows the names of its older versions."""
+    state: dict[str, Tensor] = {}
+    for file in _weight_files(folder):
+        state |= read_state(file)
+    if not state:
+        raise ValueError(f"{folder} holds no weights, of the files {', '.join(WEIGHTS)}")
+    how = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    with _quiet(library):
+        try:
+            model, found = kind.from_pretrained(None, config=config, state_dict=state, **how)
+        except Exception as error:  # of many kinds
+            raise ValueError(f"the weights in {folder} do not fit: {_one_line(error)}") from error
     unexpected = {name for name in found["unexpected_keys"] if not name.startswith(DECODER)}
-    wrong = {"missing": found["missing_keys"], "unexpected": unexpected, "of another shape": found["mismatched_keys"]}
+    shapes = {f"{name} is {list(has)}, not {list(own)}" for name, has, own in found["mismatched_keys"]}
+    wrong = {"missing": found["missing_keys"], "unexpected": unexpected, "of another shape": shapes}
     what = "; ".join(f"{len(names)} {kind} ({min(names)})" for kind, names in wrong.items() if names)
     if what:
         raise ValueError(f"{folder} does not fit a {type(model).__name__} of these sizes: {what}")
+    model.name_or_path = str(folder)
     return model
+
+
+@contextmanager
+def _quiet(library: Any) -> Iterator[None]:
+    """Without transformers' own report of what does not fit, which is an error here, and its progress bars."""
+    logging = library.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    try:
+        logging.set_verbosity_error(), logging.disable_progress_bar()
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _one_line(error: Exception) -> str:

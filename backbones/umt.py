@@ -111,7 +111,9 @@ def for_answers(state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
     """A checkpoint fine-tuned for question answering. The decoder's output matrix is that of its words, stored twice."""
     state = _without_rest(state)
     if any(name.startswith("text_encoder.bert.") for name in state):
-        raise ValueError(f"{path} is pre-trained and has no decoder of answers yet; give a checkpoint fine-tuned for qa")
+        raise ValueError(
+            f"{path} is pre-trained and has no decoder of answers yet; give a checkpoint fine-tuned for qa"
+        )
     head, words = "text_decoder.cls.predictions", "text_decoder.bert.embeddings.word_embeddings.weight"
     for twin, own in ((f"{head}.decoder.weight", words), (f"{head}.decoder.bias", f"{head}.bias")):
         if twin in state and own in state and not state[twin].equal(state[own]):
@@ -132,7 +134,7 @@ def of_actions(state: dict[str, Tensor], model: VideoTransformer, path: str) -> 
     for name, value in state.items():
         first, _, rest = name.partition(".")
         new = f"{names.get(first, f'encoder.{first}')}{'.' + rest if rest else ''}"
-        if new.startswith("classifier") and len(value) == 710 and model.classifier.out_features == 400:
+        if new.startswith("classifier") and value.shape[:1] == (710,) and model.classifier.out_features == 400:
             value = value[:400]
         found[new] = value
     stored = found.pop("positions", None)
@@ -155,5 +157,9 @@ def _read(weights: str | None, size: str) -> tuple[dict[str, Tensor] | None, str
     """The tensors, None for random weights; and where they are from."""
     if weights in (None, "random"):
         return None, ""
-    path = fetched(HUB_REPOSITORY, HUB_FILES[size], instead="give weights=PATH") if weights == "pretrained" else str(weights)
+    path = (
+        fetched(HUB_REPOSITORY, HUB_FILES[size], instead="give weights=PATH")
+        if weights == "pretrained"
+        else str(weights)
+    )
     return read_state(path), path

@@ -3,8 +3,10 @@
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokred
+import tokred.backbones.hf_video
 from tokred import BACKBONES, METHODS
 from tokred.preprocess import Preprocess
 from tokred.reduction import as_backbone
@@ -169,6 +172,27 @@ def test_proportional_attention_is_attention_to_copies(variant):
 
 
 @pytest.mark.parametrize("variant", CLASSIFIERS)
+def test_tokens_that_are_only_room_are_not_looked_at(variant):
+    backbone = as_backbone(model_of(variant))
+    x_BNC = torch.randn(1, 6, 24, generator=torch.Generator().manual_seed(0))
+    valid_BN = torch.tensor([[True, True, False, True, True, False]])
+    with torch.no_grad():
+        among, _ = backbone.attend(0, tokred.Tokens(x_BNC, valid_BN=valid_BN))
+        alone, _ = backbone.attend(0, tokred.Tokens(x_BNC[valid_BN][None]))
+    assert same(among.x_BNC[valid_BN][None], alone.x_BNC)
+
+
+@pytest.mark.parametrize("variant", CLASSIFIERS)
+def test_in_training_both_branches_are_dropped_out(variant):
+    """With a probability of 1."""
+    backbone = as_backbone(model_of(variant, hidden_dropout_prob=1.0).train())
+    tokens = tokred.Tokens(torch.randn(1, 5, 24))
+    halfway, _ = backbone.attend(0, tokens)
+    assert halfway.x_BNC.equal(tokens.x_BNC)
+    assert backbone.feedforward(0, tokens).x_BNC.equal(tokens.x_BNC)
+
+
+@pytest.mark.parametrize("variant", CLASSIFIERS)
 def test_statistics_are_those_of_the_librarys_attention(variant):
     model = model_of(variant)
     model.set_attn_implementation("eager")
@@ -228,8 +252,8 @@ def test_a_model_of_another_precision_passes_the_self_test(variant, dtype):
 
 
 @pytest.mark.parametrize("variant", CLASSIFIERS)
-def test_the_self_test_leaves_the_model_as_it_was(variant):
-    model = model_of(variant).train()
+def test_the_self_test_is_done_without_dropout_and_leaves_the_model_as_it_was(variant):
+    model = model_of(variant, hidden_dropout_prob=0.5).train()
     before = {name: (type(part), part.training) for name, part in model.named_modules()}
     as_backbone(model)
     assert {name: (type(part), part.training) for name, part in model.named_modules()} == before
@@ -476,13 +500,64 @@ def test_weights_under_the_names_of_transformers_4_are_loaded(variant, tmp_path)
     assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
 
 
-def test_a_folder_with_only_a_pickle_is_refused_without_loading_it(tmp_path, monkeypatch):
-    model = model_of("videomae")
+@pytest.mark.parametrize("variant", CLASSIFIERS)
+def test_a_pickled_state_dict_is_read_without_unpickling(variant, tmp_path, monkeypatch):
+    model = model_of(variant)
     model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("the pickle was loaded"))
-    with pytest.raises(ValueError, match="holds no .safetensors file; pickled weights are not loaded"):
+    state = tokred.create_backbone(f"hf/{tmp_path}").model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    model = model_of("videomae")
+    model.config.save_pretrained(tmp_path)
+    torch.save(model, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="pytorch_model.bin holds transformers.models.videomae.* is not loaded"):
+        tokred.create_backbone(f"hf/{tmp_path}")
+
+
+def test_weights_in_parts_are_loaded(tmp_path):
+    model = model_of("vivit")
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    state = tokred.create_backbone(f"hf/{tmp_path}").model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    next(tmp_path.glob("model-00002*")).unlink()
+    with pytest.raises(ValueError, match="does not fit a Vivit.* missing"):
+        tokred.create_backbone(f"hf/{tmp_path}")
+
+
+@pytest.mark.parametrize(("file", "asked"), [("model.safetensors", 1), ("pytorch_model.bin", 2)])
+def test_from_the_hub_pickled_weights_are_fetched_only_where_there_are_no_others(file, asked, tmp_path, monkeypatch):
+    model, there, calls = model_of("vivit"), tmp_path / "there", []
+    model.save_pretrained(there)
+    torch.save(model.state_dict(), there / "pytorch_model.bin")
+    if file == "pytorch_model.bin":
+        (there / "model.safetensors").unlink()
+
+    def fetch(name, allow_patterns):
+        """As the hub's client does, from a folder."""
+        calls.append(name)
+        here = tmp_path / "here"
+        here.mkdir(exist_ok=True)
+        for path in there.iterdir():
+            if any(fnmatch(path.name, pattern) for pattern in allow_patterns):
+                shutil.copy(path, here)
+        return str(here)
+
+    monkeypatch.setattr(tokred.backbones.hf_video, "snapshot_download", fetch)
+    state = tokred.create_backbone("hf/own/vivit").model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert calls == ["own/vivit"] * asked
+    assert [path.name for path in (tmp_path / "here").iterdir() if path.suffix != ".json"] == [file]
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    model_of("vivit").config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds no weights, of the files model.safetensors, .*pytorch_model.bin"):
         tokred.create_backbone(f"hf/{tmp_path}")
 
 
@@ -499,20 +574,27 @@ def with_state(tmp_path: Path, change) -> Path:
     [
         (lambda state: state.pop("fc_norm.weight"), r"1 missing \(fc_norm.weight\)"),
         (lambda state: state.update(more=torch.zeros(1)), r"1 unexpected \(more\)"),
-        (lambda state: state.update({"classifier.bias": torch.zeros(9)}), "do not fit or are not readable"),
+        (
+            lambda state: state.update({"classifier.bias": torch.zeros(9)}),
+            r"1 of another shape \(classifier.bias is \[9\], not \[5\]\)",
+        ),
     ],
 )
-def test_weights_of_another_model_are_refused(change, message, tmp_path):
+def test_weights_of_another_model_are_refused_in_one_line_and_no_other_is_printed(change, message, tmp_path, capfd):
+    folder, bars = with_state(tmp_path, change), transformers.logging.is_progress_bar_enabled()
+    capfd.readouterr()
     with pytest.raises(ValueError, match=message) as error:
-        tokred.create_backbone(f"hf/{with_state(tmp_path, change)}")
+        tokred.create_backbone(f"hf/{folder}")
     assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+    assert transformers.logging.is_progress_bar_enabled() == bars
 
 
 def test_a_file_cut_short_is_refused(tmp_path):
     model_of("videomae").save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="do not fit or are not readable"):
+    with pytest.raises(ValueError, match="model.safetensors is not a readable checkpoint .*fetch it again"):
         tokred.create_backbone(f"hf/{tmp_path}")
 
 

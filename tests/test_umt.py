@@ -146,29 +146,37 @@ def fine_tuned(task):
     return whole(task).state_dict()
 
 
+def with_rest(state):
+    """What official files hold besides: the teacher, its decoders, a buffer of old versions."""
+    encoders = {name.partition("embeddings.")[0] for name in state if "embeddings." in name}
+    rest = {f"{encoder}embeddings.position_ids": torch.arange(40)[None] for encoder in encoders}
+    rest |= {
+        f"vision_encoder.clip_decoder.0.{name}": torch.zeros(3) for name in ("head.weight", "head.bias", "norm.weight")
+    }
+    return state | rest | {"clip_teacher.conv1.weight": torch.zeros(3), "clip_teacher.proj": torch.zeros(2, 2)}
+
+
 def pretrained():
-    """As the released pre-trained files are: the text encoder one level deeper, with a head, and a teacher beside it."""
+    """As the released pre-trained files are: the text encoder one level deeper, and a head of masked words."""
     state = {
         re.sub(r"^text_encoder\.", "text_encoder.bert.", name): value for name, value in fine_tuned("retrieval").items()
     }
-    rest = ("clip_teacher.a", "vision_encoder.clip_decoder.0.head.weight", "text_encoder.cls.predictions.bias")
-    rest += ("text_encoder.bert.embeddings.position_ids",)
-    return state | {name: torch.zeros(3) for name in rest}
+    head, words = "text_encoder.cls.predictions", state["text_encoder.bert.embeddings.word_embeddings.weight"]
+    return with_rest(state) | {f"{head}.bias": torch.zeros(171), f"{head}.decoder.weight": words}
 
 
 def with_twin(state):
     """The decoder's words and bias stored twice, as its tied modules save them."""
-    head = "text_decoder.cls.predictions"
-    words = state["text_decoder.bert.embeddings.word_embeddings.weight"]
-    return state | {f"{head}.decoder.weight": words.clone(), f"{head}.decoder.bias": state[f"{head}.bias"].clone()}
+    head, words = "text_decoder.cls.predictions", state["text_decoder.bert.embeddings.word_embeddings.weight"]
+    return state | {f"{head}.decoder.weight": words, f"{head}.decoder.bias": state[f"{head}.bias"]}
 
 
 @pytest.mark.parametrize(
     ("task", "state"),
     [
-        ("retrieval", lambda: fine_tuned("retrieval")),
+        ("retrieval", lambda: with_rest(fine_tuned("retrieval"))),
         ("retrieval", pretrained),
-        ("qa", lambda: with_twin(fine_tuned("qa"))),
+        ("qa", lambda: with_rest(with_twin(fine_tuned("qa")))),
     ],
     ids=["fine-tuned retrieval", "pre-trained", "fine-tuned qa"],
 )
@@ -208,6 +216,16 @@ WRONG = {
         lambda: fine_tuned("qa") | {"vision_encoder.encoder.norm.weight": torch.zeros(5)},
         r"1 of another shape \(vision_encoder.encoder.norm.weight is \[5\], not \[24\]\)",
     ),
+    "output words that are not the input's": (
+        lambda: with_twin(fine_tuned("qa")) | {"text_decoder.cls.predictions.decoder.weight": torch.ones(171, 32)},
+        "text_decoder.cls.predictions.decoder.weight must be text_decoder.bert.embeddings.word_embeddings.weight once more",
+    ),
+    "twins of no words": (
+        lambda: {
+            name: value for name, value in with_twin(fine_tuned("qa")).items() if "bert.embeddings.word" not in name
+        },
+        r"1 missing \(text_decoder.bert.embeddings.word_embeddings.weight\)",
+    ),
     "twins that differ": (
         lambda: with_twin(fine_tuned("qa")) | {"text_decoder.cls.predictions.decoder.bias": torch.ones(171)},
         "text_decoder.cls.predictions.decoder.bias must be text_decoder.cls.predictions.bias once more, and differs",
@@ -218,6 +236,22 @@ WRONG = {
     ),
     "a file of retrieval": (lambda: fine_tuned("retrieval"), r"missing \(text_decoder.*unexpected \(.*temp"),
 }
+
+
+def test_a_file_of_answers_is_none_of_retrieval(tmp_path, monkeypatch):
+    path = saved(with_twin(fine_tuned("qa")), tmp_path / "umt.pth", monkeypatch)
+    with pytest.raises(ValueError, match=r"umt.pth .* missing \(temp, .* unexpected \(text_decoder.*") as error:
+        whole("retrieval", weights=path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_encoder_of_a_model_of_answers_has_no_norm_after_pooling(tmp_path, monkeypatch):
+    """Nor has the file: https://github.com/OpenGVLab/unmasked_teacher builds it with add_pool_norm=False."""
+    state = fine_tuned("qa")
+    model = umt(weights=saved(with_twin(state), tmp_path / "umt.pth", monkeypatch))
+    own = {f"vision_encoder.{name}": value for name, value in model.state_dict().items()}
+    assert own.keys() == {name for name in state if name.startswith("vision_encoder.")}
+    assert all(torch.equal(value, state[name]) for name, value in own.items())
 
 
 @pytest.mark.parametrize("what", list(WRONG))

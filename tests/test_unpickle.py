@@ -1,4 +1,4 @@
-"""An archive is read without unpickling: all that a training checkpoint holds is walked over, and nothing of it is run."""
+"""Files of torch.save are read without unpickling: all that a training checkpoint holds is walked over, and nothing of it is run."""
 
 import argparse
 import os
@@ -6,7 +6,8 @@ import pickle
 import struct
 import sys
 import types
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
@@ -14,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from tokred import unpickle
-from tokred.unpickle import Refused, check_archive, read_archive
+from tokred import weights
+from tokred.unpickle import unpickle
 from tokred.weights import read_state
 
 
@@ -40,14 +41,14 @@ class EasyDict(dict):
 def easydict(monkeypatch):
     """A class that pickles as utils.easydict.EasyDict and that no reader can import."""
 
-    def save(value, path):
+    def save(value, path, **how):
         module = types.ModuleType("utils.easydict")
         module.EasyDict = EasyDict
         with monkeypatch.context() as patch:
             patch.setattr(EasyDict, "__module__", "utils.easydict")
             patch.setitem(sys.modules, "utils", types.ModuleType("utils"))
             patch.setitem(sys.modules, "utils.easydict", module)
-            torch.save(value, path)
+            torch.save(value, path, **how)
 
     return save
 
@@ -84,8 +85,9 @@ def training_checkpoint(entry="model", config=SETTINGS) -> dict:
     }
 
 
-def test_a_checkpoint_as_umt_saves_it_gives_its_weights(easydict, tmp_path):
-    easydict(training_checkpoint(), tmp_path / "umt.pth")
+@pytest.mark.parametrize("how", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "legacy"])
+def test_a_checkpoint_as_umt_saves_it_gives_its_weights(how, easydict, tmp_path):
+    easydict(training_checkpoint(), tmp_path / "umt.pth", **how)
     with pytest.raises(pickle.UnpicklingError, match="utils.easydict.EasyDict"):
         torch.load(tmp_path / "umt.pth", weights_only=True)
     found = read_state(tmp_path / "umt.pth")
@@ -111,6 +113,7 @@ def test_the_weights_lie_under_any_of_three_entries(entry, easydict, tmp_path):
 def test_what_deepspeed_and_argparse_leave_beside_the_weights_is_read_over(tmp_path):
     beside = {
         "args": argparse.Namespace(lr=0.1, device=torch.device("cuda", 3), betas=[0.9, 0.95], model="vit", eval=False),
+        "lr_scheduler": {"milestones": Counter({30: 1, 60: 1}), "gamma": 0.1},  # MultiStepLR's
         "sparse_tensor_module_names": set(),
         "names": {"a", "b"},
         "param_shapes": [OrderedDict(w=torch.Size([3, 4]))],
@@ -122,9 +125,15 @@ def test_what_deepspeed_and_argparse_leave_beside_the_weights_is_read_over(tmp_p
     assert read_state(tmp_path / "model.pth").keys() == model().state_dict().keys()
 
 
+def tree_of(path: Path):
+    """What the pickle of an archive says."""
+    with ZipFile(path) as archive:
+        return unpickle(BytesIO(archive.read(f"{path.stem}/data.pkl")))[0]
+
+
 def test_the_settings_come_as_plain_dicts(easydict, tmp_path):
     easydict({"config": EasyDict(SETTINGS)}, tmp_path / "umt.pth")
-    config = read_archive(tmp_path / "umt.pth", lambda tree: tree["config"])
+    config = tree_of(tmp_path / "umt.pth")["config"]
     assert config == SETTINGS
     assert {type(config), type(config["model"]), type(config["train_file"][1]["nested"][0]["a"][1])} == {dict}
 
@@ -142,19 +151,22 @@ KINDS |= {
 }
 
 
+@pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tensor_comes_back_as_it_was(kind, tmp_path):
+def test_a_tensor_comes_back_as_it_was(kind, legacy, tmp_path):
     value = KINDS[kind]
-    torch.save({"w": value, "args": argparse.Namespace()}, tmp_path / "model.pth")
-    found = read_archive(tmp_path / "model.pth", lambda tree: {"w": tree["w"]})["w"]
+    torch.save({"other": torch.ones(3), "w": value}, tmp_path / "m.pth", _use_new_zipfile_serialization=not legacy)
+    found = read_state(tmp_path / "m.pth")["w"]
     assert torch.equal(found, value)
     assert (found.dtype, found.shape, found.stride()) == (value.dtype, value.shape, value.stride())
 
 
-def test_tensors_share_storages_as_they_did(tmp_path):
+@pytest.mark.parametrize("legacy", [False, True])
+def test_tensors_share_storages_as_they_did(legacy, tmp_path):
     whole = torch.arange(10.0)
-    torch.save({"whole": whole, "part": whole[4:], "tied": whole, "other": whole.clone()}, tmp_path / "model.pth")
-    found = read_archive(tmp_path / "model.pth", lambda tree: tree)
+    state = {"whole": whole, "part": whole[4:], "tied": whole, "other": whole.clone()}
+    torch.save(state, tmp_path / "model.pth", _use_new_zipfile_serialization=not legacy)
+    found = read_state(tmp_path / "model.pth")
     found["part"][0] = 99
     assert found["whole"][4] == found["tied"][4] == 99
     assert found["other"][4] == 4
@@ -225,6 +237,18 @@ def write(path: Path, data_pkl: bytes, entries=(("model/data/0", bytes(16)),)) -
     return path
 
 
+# Before 1.6: a number, a version, the machine, the tree, the keys of the storages; the count of numbers and the numbers of each.
+MAGIC, VERSION = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x02M\xe9\x03."
+LITTLE = b"\x80\x02}" + entry("protocol_version", VERSION[2:-1]) + entry("little_endian", b"\x88") + b"."
+KEYS, NUMBERS = b"\x80\x02]" + text("0") + b"a.", struct.pack("<q", 4) + bytes(16)
+
+
+def write_legacy(path: Path, tree: bytes) -> Path:
+    tree = tree.replace(b"K\x04tQ", b"K\x04NtQ")  # an id has a sixth part here, of views
+    path.write_bytes(MAGIC + VERSION + LITTLE + tree + KEYS + NUMBERS)
+    return path
+
+
 def refused(path: Path, match: str) -> str:
     with pytest.raises(ValueError, match=match) as error:
         read_state(path)
@@ -234,8 +258,15 @@ def refused(path: Path, match: str) -> str:
 
 def test_the_pickles_made_by_hand_are_read_where_nothing_is_wrong(tmp_path):
     for place in ("config", "model"):
-        path = write(tmp_path / "model.pth", pickled(tensor(), place))
-        assert torch.equal(read_state(path)["w"], torch.zeros(4))
+        for written in (write, write_legacy):
+            path = written(tmp_path / "model.pth", pickled(tensor(), place))
+            assert torch.equal(read_state(path)["w"], torch.zeros(4))
+
+
+def test_torch_reads_the_files_made_by_hand_too(tmp_path):
+    plain = b"\x80\x02}" + entry("w", tensor()) + b"."
+    for written in (write, write_legacy):
+        assert torch.equal(torch.load(written(tmp_path / "model.pth", plain), weights_only=True)["w"], torch.zeros(4))
 
 
 def call(module: str, qualified: str, arguments: bytes) -> bytes:
@@ -253,6 +284,7 @@ NAMES = [
     ("builtins", "getattr"),
     ("builtins", "memoryview"),
     ("builtins", "bytearray"),
+    ("__builtin__", "bytearray"),
     ("builtins", "set.__class__"),
     ("torch.hub", "load"),
     ("torch", "load"),
@@ -267,7 +299,7 @@ NAMES = [
     ("numpy.core.multiarray", "scalar"),
     ("numpy", "ndarray"),
     ("collections", "OrderedDict.__init__.__globals__"),
-    ("collections", "Counter"),
+    ("collections", "defaultdict"),
     ("utils.easydict", "EasyDict.__init__"),
     ("utils.easydict", "os.system"),
     ("utils.easydict.os", "system"),
@@ -338,12 +370,14 @@ class RunsBySetstate:
 
 
 @pytest.mark.parametrize("place", ["config", "model"])
+@pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("kind", [Runs, RunsByBuild, RunsBySetstate])
-def test_an_object_that_runs_code_when_unpickled_is_refused_and_not_run(kind, protocol, place, easydict, tmp_path):
+def test_an_object_that_runs_code_when_unpickled_is_refused_and_not_run(kind, protocol, legacy, place, tmp_path):
     value = {"model": model().state_dict(), "config": {"lr": 0.1}, "args": argparse.Namespace()}
     value[place]["x"] = kind(str(tmp_path / "canary"))
-    torch.save(value, tmp_path / "hostile.pth", pickle_protocol=protocol)
+    how = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": not legacy}
+    torch.save(value, tmp_path / "hostile.pth", **how)
     held = f"{os.mkdir.__module__}.mkdir" if protocol == 2 else "the pickle opcode [A-Z_]*"
     refused(tmp_path / "hostile.pth", f"hostile.pth holds {held}, .*; save its state dict as safetensors first")
     assert not (tmp_path / "canary").exists()
@@ -406,6 +440,17 @@ MISUSES = {
     "a tensor of no storage": call("torch._utils", "_rebuild_tensor_v2", b"(NK\x00))\x89}t"),
     "a storage of another kind": b"(" + text("module") + b"NNNNtQ",
     "a storage that is text": text("abcde") + b"Q",
+    "a storage of a storage": b"(" + text("storage") + storage() + text("0") + text("cpu") + b"K\x04tQ",
+    "a storage whose key is a storage": b"("
+    + text("storage")
+    + name("torch", "FloatStorage")
+    + storage()
+    + b"NK\x04tQ",
+    "a storage of two kinds": b"]" + storage() + b"a" + storage(kind="IntStorage") + b"a",
+    "a view of a storage": storage()[:-2] + text("0") + b"tQ",
+    "a storage of 2^62 numbers": storage(numel=b"\x8a\x08" + bytes(7) + b"\x40"),
+    "an id of many parts": b"(" + b"N" * 100 + b"tQ",
+    "an id in text": b"Pstorage\n",
     "a storage of a dtype": storage(kind="float32"),
     "a storage that is not there": storage(key="1"),
     "a storage outside its folder": storage(key="../data.pkl"),
@@ -442,8 +487,9 @@ MISUSES = {
 
 @pytest.mark.parametrize("place", ["config", "model"])
 @pytest.mark.parametrize("misuse", MISUSES)
-def test_what_is_misused_is_refused(misuse, place, tmp_path):
-    path = write(tmp_path / "hostile.pth", pickled(MISUSES[misuse], place))
+@pytest.mark.parametrize("written", [write, write_legacy])
+def test_what_is_misused_is_refused(written, misuse, place, tmp_path):
+    path = written(tmp_path / "hostile.pth", pickled(MISUSES[misuse], place))
     assert len(refused(path, "hostile.pth (holds|has|gives|calls) .*(save its state dict|fetch it again)")) < 500
 
 
@@ -458,9 +504,10 @@ def test_a_pickle_that_breaks_off_is_refused_anywhere(tmp_path):
 
 
 def test_a_string_longer_than_the_file_takes_no_memory(tmp_path):
-    refused(write(tmp_path / "model.pth", pickled(b"X\xff\xff\xff\xff")), "model.pth is not a readable checkpoint")
-    with pytest.raises(Refused, match="has a damaged pickle .near byte 2.; fetch it again"):
-        read_archive(write(tmp_path / "model.pth", b"\x80\x02}X\xff\xff\xff\xff"), lambda tree: tree)
+    refused(
+        write(tmp_path / "model.pth", b"\x80\x02}X\xff\xff\xff\xff"),
+        r"has a damaged pickle .near byte 2.; fetch it again",
+    )
 
 
 def test_a_memo_of_the_highest_number_takes_no_memory(tmp_path):
@@ -485,7 +532,7 @@ def test_a_dict_may_hold_itself(tmp_path):
 
 
 def test_a_pickle_that_is_too_long_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(unpickle, "MOST_PICKLE_BYTES", 1000)
+    monkeypatch.setattr(weights, "MOST_PICKLE_BYTES", 1000)
     path = write(tmp_path / "model.pth", pickled(text("a" * 1000)))
     refused(path, r"model.pth has a data.pkl of 1\d\d\d bytes, where 1000 are the most; save its state dict as safe")
 
@@ -511,14 +558,12 @@ ARCHIVES = {
     "two pickles": (lambda e: [*e, ("other/data.pkl", b"")], "that has one FOLDER/data.pkl, this 2"),
     "no pickle": (lambda e: [x for x in e if "data.pkl" not in x[0]], "that has one FOLDER/data.pkl, this 0"),
     "a pickle two folders down": (lambda e: [("a/" + n, c) for n, c in e], "is not an archive of torch.save"),
-    "two entries of one name but for case": (lambda e: [*e, ("model/DATA/0", b"")], "has two entries of one name"),
     "a name with and without its folder": (lambda e: [*e, ("data/0", b"")], "has two entries of one name"),
 }
 
 
 @pytest.mark.parametrize("kind", ARCHIVES)
 def test_an_archive_that_torch_does_not_write_is_refused(kind, tmp_path):
-    """Also where torch.load would read it."""
     change, message = ARCHIVES[kind]
     refused(rewritten(tmp_path / "model.pth", change), message)
 
@@ -543,17 +588,55 @@ def test_entries_that_lie_over_each_other_are_refused(tmp_path):
     refused(path, r"model.pth has entries of more bytes than the file's own 1\d{4}; fetch it again")
 
 
-def test_an_archive_is_checked_by_itself(tmp_path):
-    torch.save({"w": torch.zeros(4)}, tmp_path / "model.pth")
-    check_archive(tmp_path / "model.pth")
-    with pytest.raises(Refused, match="is not an archive of torch.save"):
-        check_archive(rewritten(tmp_path / "model.pth", lambda entries: entries[1:]))
+LEGACY = {
+    "another number": (MAGIC.replace(b"P", b"Q") + VERSION + LITTLE, "is a pickle that torch.save did not write"),
+    "another version": (MAGIC + b"\x80\x02K\x01." + LITTLE, "is a pickle that torch.save did not write; save its"),
+    "a hostile number": (name("posix", "system") + b".", "holds posix.system, which is not tensors"),
+    "big-endian": (MAGIC + VERSION + LITTLE.replace(b"\x88", b"\x89"), "has numbers of byte order big"),
+    "no machine": (MAGIC + VERSION + b"\x80\x02}.", "is not a readable checkpoint"),
+}
 
 
-@pytest.mark.parametrize("reader", ["torch", "tokred"])
+@pytest.mark.parametrize("kind", LEGACY)
+def test_an_old_file_that_torch_does_not_write_is_refused(kind, tmp_path):
+    begin, message = LEGACY[kind]
+    (tmp_path / "model.pth").write_bytes(
+        b"\x80\x02"[: 2 * (begin[:1] != b"\x80")] + begin + pickled(tensor()) + KEYS + NUMBERS
+    )
+    refused(tmp_path / "model.pth", message)
+
+
+LEGACY_ENDS = {
+    "no keys": (b"\x80\x02].", b"", "has no bytes for a storage of 4 numbers"),
+    "another key": (KEYS.replace(b"0", b"1"), NUMBERS, "is not a readable checkpoint"),
+    "keys that are a number": (b"\x80\x02K\x01.", NUMBERS, "is not a readable checkpoint"),
+    "keys that are lists": (b"\x80\x02]]a.", NUMBERS, "is not a readable checkpoint"),
+    "fewer numbers than said": (KEYS, NUMBERS[:-1], r"is not a readable checkpoint \(it ends early\)"),
+    "another count of numbers": (KEYS, struct.pack("<q", 3) + bytes(16), "has 12 bytes for a storage of 4 numbers"),
+    "a negative count": (KEYS, struct.pack("<q", -4) + bytes(16), "bytes for a storage of 4 numbers"),
+    "no count": (KEYS, b"", "has 0 bytes for a storage of 4 numbers"),
+}
+
+
+@pytest.mark.parametrize("kind", LEGACY_ENDS)
+def test_an_old_file_whose_numbers_do_not_fit_its_tree_is_refused(kind, tmp_path):
+    keys, numbers, message = LEGACY_ENDS[kind]
+    (tmp_path / "model.pth").write_bytes(MAGIC + VERSION + LITTLE + pickled(tensor()) + keys + numbers)
+    refused(tmp_path / "model.pth", message)
+
+
+def test_an_old_file_that_claims_far_more_than_it_holds_takes_no_memory(tmp_path):
+    """Tree and count agree on 2^50 numbers."""
+    many = b"\x8a\x07" + bytes(6) + b"\x04"
+    tree = b"\x80\x02}" + entry("w", tensor(numel=many, size=many + b"\x85")) + b"."
+    (tmp_path / "model.pth").write_bytes(MAGIC + VERSION + LITTLE + tree + KEYS + struct.pack("<q", 2**50) + bytes(16))
+    refused(tmp_path / "model.pth", r"is not a readable checkpoint \(it ends early\)")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("seed", range(2))
-def test_a_file_with_random_bytes_in_it_is_read_or_refused_in_one_line(seed, reader, easydict, tmp_path):
-    easydict(training_checkpoint() if reader == "tokred" else {"model": model().state_dict()}, tmp_path / "umt.pth")
+def test_a_file_with_random_bytes_in_it_is_read_or_refused_in_one_line(seed, legacy, easydict, tmp_path):
+    easydict(training_checkpoint(), tmp_path / "umt.pth", _use_new_zipfile_serialization=not legacy)
     whole, draw = (tmp_path / "umt.pth").read_bytes(), torch.Generator().manual_seed(seed)
     for _ in range(100):
         damaged = bytearray(whole)

@@ -83,7 +83,7 @@ class Retrieving(Evaluation):
     def __init__(self, task: Retrieval, model: ReducedModel, on_batch: Callable[[], None] = lambda: None):
         super().__init__(model, on_batch)
         self.task = task
-        self._features, self._masks = Features(), Features()
+        self._features = Features()
         self._places: list[Tensor] = []
         self._index: list[int] = []
         self.scores: Scores | None = None
@@ -95,16 +95,14 @@ class Retrieving(Evaluation):
         self.invalid.extend(batch.index_B[~torch.isfinite(place_BE).all(-1)].tolist())
         self._places.append(place_BE.float())
         self._index.extend(batch.index_B.tolist())
-        half = (
-            place_BE.dtype if place_BE.dtype != torch.float32 else tokens.x_BNC.dtype
-        )  # what autocast makes of it anyway
+        # the norm's float32 is more than autocast leaves of it where it is looked at
+        dtype = tokens.x_BNC.dtype if place_BE.dtype == torch.float32 else place_BE.dtype
         for row, x_NC in enumerate(tokens.x_BNC):
-            self._features.append(x_NC.to(half) if tokens.valid_BN is None else x_NC[tokens.valid_BN[row]].to(half))
+            self._features.append((x_NC if tokens.valid_BN is None else x_NC[tokens.valid_BN[row]]).to(dtype))
 
     def on_test_epoch_end(self) -> None:
         if self._places and not self.invalid:
-            with self.precision():
-                self.scores = self._score()
+            self.scores = self._score()
 
     def outcome(self) -> Outcome:
         if not self._places:
@@ -121,13 +119,15 @@ class Retrieving(Evaluation):
         return Outcome(arrays, metrics, problems=problems)
 
     def _score(self) -> "Scores":
-        texts, place_VE = self.task.texts(), torch.cat(self._places)
-        near_VP = place_VE @ texts.place_PE.to(place_VE.device).mT
+        with self.precision():
+            texts = self.task.texts()
+        near_VP = torch.cat(self._places) @ texts.place_PE.mT  # not under autocast: half precision makes ties
         of_video_VP = _shortlisted(near_VP, self.task.shortlist)
         of_text_VP = _shortlisted(near_VP.mT, self.task.shortlist).mT
         match_VP = torch.full_like(near_VP, NOT_LISTED)
-        for video, listed_P in enumerate(of_video_VP | of_text_VP):
-            self._match(video, listed_P.nonzero().flatten().tolist(), texts.states, match_VP[video])
+        with self.precision():
+            for video, listed_P in enumerate(of_video_VP | of_text_VP):
+                self._match(video, listed_P.nonzero().flatten().tolist(), texts.states, match_VP[video])
         return Scores(near_VP, match_VP.where(of_video_VP, NOT_LISTED), match_VP.where(of_text_VP, NOT_LISTED).mT)
 
     def _match(self, video: int, listed: list[int], states: Sequence[Tensor], row_P: Tensor) -> None:
