@@ -446,7 +446,9 @@ OFFICIAL = {  # annotation, max_text_length, an entry of its kind, the texts it 
 
 
 def conf(name: str, root: Path) -> dict:
-    return {**OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")), "root": str(root)}
+    config = OmegaConf.load(CONF / f"{name}.yaml")
+    config.root = str(root)
+    return OmegaConf.to_container(config)
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
