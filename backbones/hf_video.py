@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from tokred import BACKBONES, Attention, Backbone, Tokens, Widths
 from tokred.attention import attend
-from tokred.preprocess import Preprocess
+from tokred.foreign import evaluating, expect_close, linear_macs, other_version
+from tokred.preprocess import HALVES, Preprocess, as_preprocess
 from tokred.registry import unknown
 from tokred.weights import read_state
 
@@ -35,9 +36,7 @@ REASONS = {
 }
 DECODER = ("decoder.", "encoder_to_decoder.", "mask_token")  # of the pre-training; an encoder has no use for them
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")  # the first there is
-HALVES = (0.5, 0.5, 0.5)
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
-RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 
 
 @BACKBONES.register("hf_video")
@@ -149,14 +148,14 @@ class HFVideo(Backbone):
     def widths(self) -> Widths:
         layers, config = self.layers, self.model.config
         head_dim = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
-        projections = tuple(_linear_macs(layer.attention) for layer in layers)
+        projections = tuple(linear_macs(layer.attention) for layer in layers)
         once = getattr(self.model, "classifier", None) or getattr(self.encoder, "pooler", None)
         return Widths(
             embed=prod(self.grid) * self.encoder.embeddings.patch_embeddings.projection.weight.numel(),
             projections=projections,
             attention=(2 * config.num_attention_heads * head_dim,) * self.depth,
-            mlp=tuple(_linear_macs(layer) - of_attention for layer, of_attention in zip(layers, projections)),
-            head=_linear_macs(once),
+            mlp=tuple(linear_macs(layer) - of_attention for layer, of_attention in zip(layers, projections)),
+            head=linear_macs(once),
             channels=config.hidden_size,
             heads=config.num_attention_heads,
         )
@@ -214,12 +213,6 @@ def _attention(attn: nn.Module, maps: Sequence[nn.Module], x_BNC: Tensor, **aske
     return out_BHND.transpose(1, 2).flatten(2), attention
 
 
-def _linear_macs(module: nn.Module | None) -> int:
-    if module is None:
-        return 0
-    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
-
-
 # What is refused
 
 
@@ -251,15 +244,15 @@ def _prove_halves(backbone: HFVideo) -> None:
     generator = torch.Generator().manual_seed(0)
     x_BNC = torch.randn(1, 5, model.config.hidden_size, generator=generator).to(parameter)
     clip = torch.randn(1, *backbone.sample_shape, generator=generator).to(parameter)
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         for index, layer in enumerate(backbone.layers):
             halves = _run(backbone, index, Tokens(x_BNC)).x_BNC
-            _expect_close(halves, layer(x_BNC), f"layer {index} of {what}", before=x_BNC)
+            expect_close(halves, layer(x_BNC), f"layer {index} of {what}", library=_library(), before=x_BNC)
         tokens, theirs = _run(backbone, 0, backbone.embed(clip)), _of_one_layer(backbone)(clip, return_dict=True)
         if "last_hidden_state" in theirs:
-            _expect_close(backbone.normed(tokens).x_BNC, theirs["last_hidden_state"], what)
+            expect_close(backbone.normed(tokens).x_BNC, theirs["last_hidden_state"], what, library=_library())
         for output in {"logits", "pooler_output"} & set(theirs):
-            _expect_close(backbone.head(tokens), theirs[output], what)
+            expect_close(backbone.head(tokens), theirs[output], what, library=_library())
 
 
 def _run(backbone: HFVideo, layer: int, tokens: Tokens) -> Tokens:
@@ -273,29 +266,12 @@ def _of_one_layer(backbone: HFVideo) -> nn.Module:
     return copy.deepcopy(model, shared | {id(layers): layers[:1]})
 
 
-def _expect_close(ours: Tensor, theirs: Tensor, what: str, *, before: Tensor | float = 0.0) -> None:
-    """Apart by no more than rounding and a hundredth of what was added to ``before``: a branch that is left out is all of it."""
-    if not torch.isfinite(theirs).all():
-        return
-    rounding = 4 * torch.finfo(theirs.dtype).eps * theirs.abs().max()
-    if (ours - theirs).abs().max() > 1e-2 * (theirs - before).abs().max() + rounding:
-        raise ValueError(_other_version(f"{what} run in two halves does not give what it gives whole"))
-
-
 def _other_version(what: str) -> str:
-    version = _transformers().__version__
-    return f"{what}; it is not supported (transformers {version}; constraints.txt names a version that is known)"
+    return other_version(what, _library())
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+def _library() -> str:
+    return f"transformers {_transformers().__version__}"
 
 
 # By name
@@ -424,35 +400,3 @@ def _processor(source: str) -> dict[str, Any] | None:
         if isinstance(path, str | Path) and Path(path).is_file():
             return json.loads(Path(path).read_text())
     return None
-
-
-def as_preprocess(processor: dict[str, Any]) -> Preprocess:
-    """What an image processor does, from its file. Raises ValueError where ``Preprocess`` cannot say it."""
-    defaults: dict[str, Any] = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_center_crop"), True)
-    asked = defaults | {"image_mean": HALVES, "image_std": HALVES, "rescale_factor": 1 / 255, "resample": 2} | processor
-    mean, std = (asked["image_mean"], asked["image_std"]) if asked["do_normalize"] else ((0.0,) * 3, (1.0,) * 3)
-    span, offset = 255.0, 0.0
-    if asked["do_rescale"]:  # ViViT's subtract 1 after it: (x rescale_factor - offset - mean) / std
-        span *= asked["rescale_factor"]
-        offset = float(asked.get("offset", str(asked.get("video_processor_type")).startswith("Vivit")))
-    return Preprocess(
-        tuple(round((offset + value) / span, 6) for value in mean),
-        tuple(round(value / span, 6) for value in std),
-        RESAMPLE.get(asked["resample"], f"PIL's number {asked['resample']}"),
-        _crop_pct(asked),
-        antialias=True,
-    )
-
-
-def _crop_pct(asked: dict[str, Any]) -> float | None:
-    size = asked.get("size") or {}
-    short = size if isinstance(size, int) else size.get("shortest_edge")  # old files give a number
-    crop = (asked.get("crop_size") or short or size) if asked["do_center_crop"] else None
-    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
-    if asked["do_resize"] and short and crop and crop["height"] == crop["width"]:
-        return crop["height"] / short
-    if asked["do_resize"] and not short and crop in (None, size):
-        return None
-    raise ValueError(
-        f"pictures resized to {size} and cut to {crop}, as its image processor asks for, are not supported"
-    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokred import BACKBONES, Backbone, VideoTransformer
 from tokred.data.moving_shapes import CLASSES, IMAGE_SIZE, NUM_FRAMES
-from tokred.preprocess import Preprocess
+from tokred.preprocess import HALVES, Preprocess
 from tokred.tokenizer import WordPieces
 from tokred.video_text import MODELS
 from tokred.weights import load_strictly, read_state
@@ -24,7 +24,7 @@ SIZES = {
     "num_heads": 3,
     "num_classes": len(CLASSES),
 }
-PIXELS = Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+PIXELS = Preprocess(mean=HALVES, std=HALVES)
 
 
 @BACKBONES.register("mini")

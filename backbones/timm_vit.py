@@ -5,8 +5,7 @@ block, in two halves; nothing in it is changed.
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tokred import BACKBONES, Attention, Backbone, Tokens, Widths
 from tokred.attention import attend
+from tokred.foreign import evaluating, expect_close, linear_macs
 from tokred.preprocess import Preprocess
 from tokred.weights import load_strictly, read_state
 
 PREFIX = "timm/"
+LIBRARY = f"timm {timm.__version__}"
 
 
 @BACKBONES.register("timm_vit")
@@ -143,9 +144,9 @@ class TimmViT(Backbone):
         vit, attentions = self.vit, [block.attn for block in self.vit.blocks]
         return Widths(
             embed=_embed_macs(vit, self.sample_shape),
-            projections=tuple(_linear_macs(attn) for attn in attentions),
+            projections=tuple(linear_macs(attn) for attn in attentions),
             attention=tuple(2 * attn.num_heads * attn.head_dim for attn in attentions),
-            mlp=tuple(_linear_macs(block.mlp) for block in vit.blocks),
+            mlp=tuple(linear_macs(block.mlp) for block in vit.blocks),
             channels=vit.embed_dim,
             heads=attentions[0].num_heads,
             **_head_macs(vit, self.prefix),
@@ -211,52 +212,24 @@ def _prove_halves(backbone: TimmViT) -> None:
     if parameter.device.type == "meta":
         return
     x_BNC = torch.linspace(-1, 1, 5 * vit.embed_dim, device=parameter.device, dtype=parameter.dtype).view(1, 5, -1)
-    with torch.no_grad(), _evaluating(vit):
+    with torch.no_grad(), evaluating(vit):
         for layer, block in enumerate(vit.blocks):
             halves = backbone.feedforward(layer, backbone.attend(layer, Tokens(x_BNC))[0]).x_BNC
-            _expect_close(halves, block(x_BNC), f"block {layer} of {type(vit).__name__}", before=x_BNC)
+            expect_close(halves, block(x_BNC), f"block {layer} of {type(vit).__name__}", library=LIBRARY, before=x_BNC)
         if type(vit) not in (timm_vits.VisionTransformer, VisionTransformerDistilled):
             image = torch.linspace(-1, 1, 3 * backbone.sample_shape[1] * backbone.sample_shape[2]).to(x_BNC)
             image, what = image.view(1, *backbone.sample_shape), f"a {type(vit).__name__}"
             # an untrained head may be all zeros, behind which nothing can be told apart
-            _expect_close(backbone.forward_features(image), vit.forward_features(image), what)
-            _expect_close(backbone(image), vit(image), what)
-
-
-def _expect_close(ours: Tensor, theirs: Tensor, what: str, *, before: Tensor | float = 0.0) -> None:
-    """Apart by no more than rounding and a hundredth of what was added to ``before``: a branch that is left out is all of it."""
-    if not torch.isfinite(theirs).all():
-        return
-    rounding = 4 * torch.finfo(theirs.dtype).eps * theirs.abs().max()
-    if (ours - theirs).abs().max() > 1e-2 * (theirs - before).abs().max() + rounding:
-        raise ValueError(
-            f"{what} run in two halves does not give what it gives whole (timm {timm.__version__}); it is not supported"
-        )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _linear_macs(module: nn.Module | None) -> int:
-    if module is None:
-        return 0
-    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+            expect_close(backbone.forward_features(image), vit.forward_features(image), what, library=LIBRARY)
+            expect_close(backbone(image), vit(image), what, library=LIBRARY)
 
 
 def _head_macs(vit: timm_vits.VisionTransformer, prefix: int) -> dict[str, int]:
     """What pooling and classifier cost: once, for each token that leaves the last layer, for each pair of them."""
-    classifier, pool = _linear_macs(vit.head) + _linear_macs(getattr(vit, "head_dist", None)), vit.attn_pool
+    classifier, pool = linear_macs(vit.head) + linear_macs(getattr(vit, "head_dist", None)), vit.attn_pool
     if isinstance(pool, AttentionPoolLatent):  # a few latent queries look at the tokens
         per_token = pool.kv.weight.numel() + pool.kv.out_features * pool.latent_len
-        once = classifier + pool.latent_len * (_linear_macs(pool) - pool.kv.weight.numel())
+        once = classifier + pool.latent_len * (linear_macs(pool) - pool.kv.weight.numel())
         unseen = 0 if vit.pool_include_prefix else prefix
         return {"head": once - unseen * per_token, "head_per_token": per_token}
     if vit.global_pool == "prr":  # the tokens look at one another, without projections
@@ -272,6 +245,6 @@ def _embed_macs(vit: timm_vits.VisionTransformer, sample_shape: tuple[int, ...])
         return vit.patch_embed.num_patches * vit.patch_embed.proj.weight.numel()
     parameter = next(vit.parameters())
     image = torch.zeros(1, *sample_shape, device=parameter.device, dtype=parameter.dtype)
-    with torch.no_grad(), _evaluating(vit), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), evaluating(vit), FlopCounterMode(display=False) as counter:
         vit.patch_embed(image)
     return counter.get_total_flops() // 2
