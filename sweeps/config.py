@@ -15,7 +15,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tokred.registry import unknown
 from tokred.schedule import SHAPES
-from tokred.tasks import TASKS
 
 CONF = Path(__file__).resolve().parent / "conf"
 AMOUNTS = ("budget", "r", "keep_rate", "tokens")
@@ -69,7 +68,7 @@ def read_config(overrides: Sequence[str]) -> SweepConfig:
     methods = _strings(raw, "methods")
     _check_used(asked, methods)
     return SweepConfig(
-        task=_one_of(tuple(TASKS), raw, "task"),
+        task=_one_of(_names("task"), raw, "task"),
         methods=methods,
         options=_options(_mapping(raw, "options")),
         backbones=_strings(raw, "backbones"),

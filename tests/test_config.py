@@ -8,6 +8,7 @@ import pytest
 from tokred.sweeps import config
 from tokred.sweeps.cli import sweep
 from tokred.sweeps.config import experiments, read_config
+from tokred.tasks import TASKS
 
 
 @pytest.fixture
@@ -107,6 +108,10 @@ def test_an_experiment_with_an_unknown_setting_is_refused(mine):
 def test_experiments_are_listed_by_name(mine):
     mine("# @package _global_\nseeds: 1\n")
     assert "mine" in experiments()
+
+
+def test_each_task_has_its_file():
+    assert set(config._names("task")) == set(TASKS)
 
 
 # Wrong words
