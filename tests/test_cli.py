@@ -24,9 +24,13 @@ NUM_CELLS = 2 * (1 + 3 + 3)  # two backbones; random_drop has three seeds
 def command(*words, cwd, **options):
     environment = {**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     line = [sys.executable, str(ROOT / "sweep.py"), *words]
-    return subprocess.Popen(
-        line, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(line, cwd=cwd, env=environment, preexec_fn=_heed_interrupts, **options)
+
+
+def _heed_interrupts():
+    """As in a terminal: what a shell runs in the background ignores Ctrl+C, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Ran(NamedTuple):

@@ -68,7 +68,8 @@ class AnnotatedVideos(FileSource):
         if missing:
             raise ValueError(
                 f"{len(missing)} of the {len(paths)} videos of {self.options['annotation']} are not in {self._folder}, the "
-                f"first is {missing[0]!r}; check root and videos, or set extension where the files have another one"
+                f"first is {missing[0]!r}; check root and videos, set extension where the files have another one, or leave out "
+                f"their entries"
             )
         self._samples = tuple((path, -1) for path in paths)
         return rows

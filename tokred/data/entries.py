@@ -5,7 +5,9 @@ The entries of annotation files are objects; an ``Entry`` knows its place, and h
 
 import json
 import os
+import re
 from dataclasses import dataclass
+from reprlib import repr as shortened
 from typing import Any
 
 from tokred.data.files import is_inside
@@ -24,13 +26,13 @@ class Entry:
     def field(self, name: str) -> Any:
         if name not in self.fields:
             raise ValueError(f"{self.where} must have a field {name!r}, but it has {', '.join(map(repr, self.fields))}")
-        return self.fields[name]
+        value = self.fields[name]
+        for one in value if isinstance(value, list) else [value]:
+            _check_characters(one, f"{self.where}: {name}")
+        return value
 
     def wrong(self, name: str, wanted: str) -> ValueError:
-        shown = repr(self.field(name))
-        return ValueError(
-            f"{self.where}: {name} must be {wanted}, not {shown if len(shown) < 80 else shown[:77] + '...'}"
-        )
+        return ValueError(f"{self.where}: {name} must be {wanted}, not {shortened(self.field(name))}")
 
     def string(self, name: str) -> str:
         value = self.field(name)
@@ -77,11 +79,12 @@ def read_answers(path: str) -> tuple[str, ...]:
     places: dict[str, int] = {}
     for number, answer in enumerate(answers):
         if not isinstance(answer, str):
-            raise ValueError(f"{path}[{number}] must be a string, not {answer!r}; an answer list is flat")
+            raise ValueError(f"{path}[{number}] must be a string, not {shortened(answer)}; an answer list is flat")
         if answer in places:
             raise ValueError(
                 f"{path}[{number}]: {answer!r} is there already, at [{places[answer]}]; an answer is named once"
             )
+        _check_characters(answer, f"{path}[{number}]")
         places[answer] = number
     return tuple(answers)
 
@@ -100,3 +103,10 @@ def _read_list(path: str) -> list[Any]:
         what = "an empty one" if content == [] else type(content).__name__
         raise ValueError(f"{path} must hold a list, as UMT's annotation files do, not {what}")
     return content
+
+
+def _check_characters(value: Any, what: str) -> None:
+    r"""JSON can spell half a character, such as "\ud83d", which neither a tokenizer nor a file system takes."""
+    half = isinstance(value, str) and re.search(r"[\ud800-\udfff]", value)
+    if half:
+        raise ValueError(f"{what} must be whole characters, but {half[0]!r} in it is half of one")

@@ -87,10 +87,13 @@ def real_folder(path: str | Path, what: str) -> str:
 
 
 def is_inside(folder: str, path: str) -> bool:
-    """Whether ``path``, relative to the real folder or absolute, stays in it when all links are followed."""
+    """Whether ``path``, relative to the real folder or absolute, stays in it when all links are followed.
+
+    Looked at as ``os.path.normpath`` writes it, since so it is opened: where x is a link, x/../a and a are two files.
+    """
     if "\0" in path:
         return False
-    full = os.path.realpath(os.path.join(folder, path))
+    full = os.path.realpath(os.path.join(folder, os.path.normpath(path)))
     return os.path.commonpath([folder, full]) == folder and full != folder
 
 
