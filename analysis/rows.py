@@ -155,7 +155,8 @@ def _row(cell: list[Record], metric: str, store: Store, unreduced: Record | None
 def _names(cell: dict[str, Any]) -> dict[str, str]:
     schedule = cell["schedule"]
     kind, layers = schedule["kind"], schedule.get("layers")
-    matched = f", MACs of {schedule['match']}" if "match" in schedule else ""
+    matched = f"{schedule.get('match')} {_options(schedule.get('match_options', {}))}".rstrip()
+    matched = f", MACs of {matched}" if "match" in schedule else ""
     where = "" if layers is None else " at " + ",".join(map(str, layers))
     return {
         "backbone": _label(cell["backbone"]),

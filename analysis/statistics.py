@@ -91,7 +91,8 @@ def accuracy_over_seeds(correct_SN: np.ndarray, cluster_N: np.ndarray | None = N
     num_samples, value = _at_least_one(correct_SN.shape[1]), float(correct_SN.mean())
     error = standard_error(correct_SN, cluster_N)
     if error == 0:  # every sample right, or every sample wrong: a zero-width interval would claim too much
-        return replace(accuracy(round(value * num_samples), num_samples), value=value)
+        num = num_samples if cluster_N is None else len(np.unique(cluster_N))
+        return replace(accuracy(round(value * num), num), value=value)
     return _within(value, _quantile(cluster_N) * error, 0.0, 1.0)
 
 
@@ -101,7 +102,9 @@ def paired_difference_over_seeds(
     """The mean over seeds of the share correct, minus the reference's. Where nothing varies: the rule of three."""
     difference_SN = np.asarray(correct_SN, float) - np.asarray(reference_N, float)
     num_samples, error = _at_least_one(difference_SN.shape[1]), standard_error(difference_SN, cluster_N)
-    half = _quantile(cluster_N) * error if error else 3 / num_samples
+    half = (
+        _quantile(cluster_N) * error if error else 3 / (num_samples if cluster_N is None else len(np.unique(cluster_N)))
+    )
     return _within(float(difference_SN.mean()), half, -1.0, 1.0)
 
 

@@ -67,6 +67,8 @@ class MiniUMT(Backbone):
 
     @classmethod
     def build(cls, name: str, *, weights: str | None = None, task: str = "retrieval", **sizes: Any) -> Backbone:
+        if "vocabulary" in sizes:
+            raise ValueError(f"{name} has its own vocabulary; drop vocabulary={sizes['vocabulary']}")
         folder = Path(__file__).parent / "weights"
         words = WordPieces.read(folder / "mini_umt_vocab.txt")
         vision = {name: size for name, size in SIZES.items() if name != "num_classes"} | {"learned_positions": True}

@@ -15,7 +15,7 @@ import torch
 from tokred import ReducedModel, create_backbone
 from tokred.backbones.umt import TEXT, VISION
 from tokred.data import MovingShapes
-from tokred.lit import EvaluationData, evaluate
+from tokred.lit import EvaluationData
 from tokred.reduction import create_method, plan_schedule
 from tokred.tasks import Retrieval
 from tokred.tasks.retrieval import NOT_LISTED, Retrieving
@@ -54,10 +54,13 @@ def once(evaluation: Retrieving) -> tuple[torch.Tensor, torch.Tensor]:
     return scores.match_VP, scores.match_PV.mT
 
 
+@torch.inference_mode()
 def embedded() -> Retrieving:
     backbone, data = create_backbone("mini_umt", task="retrieval"), MovingShapes(60)
     evaluation = Retrieval(data, backbone, shortlist=16).evaluation(_unreduced(backbone))
-    evaluate(evaluation, EvaluationData(data, backbone, batch_size=20))
+    for batch in EvaluationData(data, backbone, batch_size=20).test_dataloader():
+        evaluation.take(batch)
+    evaluation.scores = evaluation._score()
     return evaluation
 
 

@@ -17,6 +17,7 @@ import torch
 
 import tokred
 from tokred import Backbone, Method, ReducedModel
+from tokred.backbone import family_of
 from tokred.data import DataSource
 from tokred.record import key_of
 from tokred.reduction import check_options, create_method, plan_schedule
@@ -27,6 +28,7 @@ from tokred.tasks import TASKS, Task
 from tokred.weights import digest
 
 RANDOM_WEIGHTS_SEED = 0
+DATA_PATHS = ("root", "csv", "annotation", "answer_list", "videos")  # what is there is in the data's digest
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,14 @@ def _all_amounts(config: SweepConfig, method: str) -> Iterator[dict[str, Any]]:
         for shape in config.shape if kind == "budget" else [None]:
             yield _amount(kind, amount, shape, layers)
             if config.match not in (None, method):
-                yield _amount(kind, amount, shape, layers) | {"match": config.match}
+                yield _amount(kind, amount, shape, layers) | {"match": config.match, **_match_options(config)}
+
+
+def _match_options(config: SweepConfig) -> dict[str, Any]:
+    options = config.options.get(config.match or "", {})
+    if any(isinstance(value, list) for value in options.values()):
+        raise ValueError(f"match needs {config.match} with one value of each option, not several; got {options}")
+    return {"match_options": options} if options else {}
 
 
 def _amount(kind: str | None, amount: Any, shape: str | None, layers: list[int] | None) -> dict[str, Any]:
@@ -190,9 +199,9 @@ def _cell(
     content = {
         **identity,
         # of weights and data, the contents count and not the paths
-        "cell": {**spec, "weights": None, "data": {**fixed["data"], "root": None, "csv": None}},
+        "cell": {**spec, "weights": None, "data": fixed["data"] | dict.fromkeys(DATA_PATHS)},
         "method": _source_hash(METHODS[method]),
-        "family": _source_hash(type(backbone)),
+        "family": _source_hash(family_of(fixed["backbone"])),
     }
     try:
         plan = _schedule(backbone, create_method(method, **options), amount, config.allow_clip)
@@ -214,8 +223,9 @@ def _schedule(backbone: Backbone, method: Method, amount: dict[str, Any], allow_
 
 def _matched(backbone: Backbone, method: Method, amount: dict[str, Any], allow_clip: bool) -> Schedule:
     """As many MACs as the other method spends on this amount, its own included, in the same proportions over the layers."""
-    other = create_method(amount["match"])
-    theirs = _schedule(backbone, other, {k: v for k, v in amount.items() if k != "match"}, allow_clip)
+    other = create_method(amount["match"], **amount.get("match_options", {}))
+    own = {name: value for name, value in amount.items() if not name.startswith("match")}
+    theirs = _schedule(backbone, other, own, allow_clip)
     reduced = ReducedModel(backbone, other, theirs)
     budget = reduced.cost().macs / reduced.unreduced_cost().macs
     before = (theirs.num_input_tokens, *theirs.tokens[:-1])

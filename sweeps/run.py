@@ -91,7 +91,8 @@ def _run_group(
     try:
         _time(untimed, bench, progress, title)
     except RuntimeError as error:  # out of memory, mostly; the records are there
-        reason = f"{title}: speed was not measured: {str(error).splitlines()[0]}; try a lower timing.batch_size"
+        advice = "; try a lower timing.batch_size" if "memory" in str(error) else ""
+        reason = f"{title}: speed was not measured: {str(error).splitlines()[0]}{advice}"
         progress.console.print(reason, **AS_IT_IS)
 
 

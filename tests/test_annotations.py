@@ -357,6 +357,10 @@ def test_an_option_out_of_range_is_refused(root, options, message):
         captions(root, MSVD, **options)
 
 
+def test_two_word_pieces_are_enough(root):
+    assert captions(root, MSVD, max_text_length=2).captions().max_length == 2
+
+
 # digest and description
 
 

@@ -190,6 +190,8 @@ def test_a_file_that_is_not_there_is_a_problem(flat):
 def test_a_csv_of_which_no_file_is_there_is_refused(flat):
     with refused(f"none of the 2 files that {flat.parent / 'list.csv'} names is there; is {flat} the right root?"):
         listed(flat, "x.png,0\ny.png,1\n")
+    with refused("the right root? The first is 'a.png 0'"):  # which shows that the separator is another one
+        listed(flat, "a.png 0\nb.png 1\n")
 
 
 @pytest.mark.parametrize("path", ["../outside.png", "/etc/passwd", "link.png", ".", "a.png\0"])
@@ -198,6 +200,15 @@ def test_a_path_that_leaves_the_root_is_refused(flat, path):
     (flat / "link.png").symlink_to(flat.parent / "outside.png")
     with refused(f"line 3 of {flat.parent / 'list.csv'}: {path!r} leads out of {flat}"):
         listed(flat, f"path,label\na.png,0\n{path},1\n")
+
+
+def test_the_path_that_is_checked_is_the_one_that_is_opened(flat):
+    """By its links, x/../z.png is far/z.png, which is inside; without its dots, which are taken out, it is z.png."""
+    (flat / "far" / "away").mkdir(parents=True)
+    (flat / "x").symlink_to(flat / "far" / "away")
+    (flat / "z.png").symlink_to(flat.parent / "outside.png")
+    with refused("'x/../z.png' leads out of"):
+        listed(flat, "a.png,0\nx/../z.png,1\n")
 
 
 def test_an_absolute_path_inside_the_root_is_read(flat):

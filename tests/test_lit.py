@@ -160,6 +160,20 @@ def test_a_pass_that_was_broken_off_is_not_taken_for_a_whole_one():
     assert len(source.reads) == 3 + 7
 
 
+def test_the_model_is_left_where_it_ran(monkeypatch):
+    """Lightning leaves it on the CPU; the next cell, and the timing, run the same backbone."""
+    moves = []
+    for name in ("cpu", "to"):
+        original = getattr(Classifying, name)
+        monkeypatch.setattr(
+            Classifying,
+            name,
+            lambda self, *to, _o=original, _n=name, **kw: (moves.append((_n, *to)), _o(self, *to, **kw))[1],
+        )
+    evaluate(Model(), data_of(Pictures()))
+    assert moves[-1] == ("to", "cpu") and ("cpu",) in moves[:-1]
+
+
 # Ctrl+C
 
 

@@ -255,6 +255,11 @@ def test_a_caption_that_two_clips_have_is_right_for_both():
     assert [said.texts[video] for video in videos] == [text, text] and len(set(said.texts)) == 999
 
 
+def test_fewer_candidates_are_looked_at_closely_than_in_umt():
+    said = MovingShapes(num_clips=2).captions()
+    assert (said.shortlist, said.max_length) == (32, 48)
+
+
 def test_questions_are_those_of_the_clips_in_their_order():
     asked = MovingShapes(num_clips=3).questions()
     pairs = [pair for clip in CLIPS[:3] for pair in questions(clip.scene)]

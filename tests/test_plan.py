@@ -408,6 +408,21 @@ def test_matched_cells_are_other_cells_and_say_so():
     assert "tome r [20, 8] MACs of vid_tldr" in labels and len({cell.key for cell in found}) == len(found) == 4
 
 
+def test_the_method_to_match_is_the_one_with_its_options():
+    words = [*TINY, "methods=[evit,random_drop]", "seeds=1", "r=[[20,8]]", "match=evit", "options.evit.scores=received"]
+    (cell,) = [cell for cell in cells(*words) if "match" in cell.spec["schedule"]]
+    assert cell.refused is None and cell.spec["schedule"]["match_options"] == {"scores": "received"}
+    with pytest.raises(ValueError, match="match needs evit with one value of each option, not several"):
+        cells(*words[:-1], "options.evit.scores=[received,cls]")
+
+
+def test_the_family_that_builds_a_backbone_is_in_its_key(monkeypatch):
+    asked = []
+    monkeypatch.setattr(plan, "_source_hash", lambda cls: (asked.append(cls.__name__), "")[1])
+    cells(*RETRIEVAL, "methods=none")
+    assert "MiniUMT" in asked
+
+
 def test_only_one_of_the_methods_can_be_matched():
     with pytest.raises(ValueError, match="match must be one of the methods, tome, or null; got 'vid_tldr'"):
         cells(*TINY, "methods=[tome]", "match=vid_tldr")

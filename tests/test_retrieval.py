@@ -231,6 +231,17 @@ def test_a_video_whose_place_is_not_finite_is_named(backbone, monkeypatch):
     assert ran(backbone).outcome().invalid == tuple(range(NUM_CLIPS))
 
 
+def test_matching_scores_that_are_not_finite_make_the_cell_invalid(backbone, monkeypatch):
+    match = type(backbone).match
+    monkeypatch.setattr(type(backbone), "match", lambda self, *given: match(self, *given) * float("nan"))
+    outcome = ran(backbone).outcome()
+    assert outcome.invalid == tuple(range(NUM_CLIPS)) and outcome.arrays == {}
+
+
+def test_the_features_are_freed_once_the_pairs_are_scored(backbone):
+    assert len(ran(backbone)._features) == 0
+
+
 def test_a_model_without_texts_is_refused():
     with pytest.raises(ValueError, match="retrieval needs a model of videos and texts, and Mini is none; try umt_base"):
         Retrieval(MovingShapes(2), create_backbone("mini_mean", weights="random"))

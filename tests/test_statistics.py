@@ -184,6 +184,13 @@ def test_the_same_sample_five_times_says_no_more_than_once():
     assert standard_error(five_N[None].astype(float)) < once / 2
 
 
+def test_where_nothing_varies_the_clusters_count():
+    right_N, cluster_N = np.ones(500, bool), np.repeat(np.arange(10), 50)
+    paired = paired_difference_over_seeds(right_N[None], right_N, cluster_N)
+    assert (paired.low, paired.high) == pytest.approx((-0.3, 0.3))
+    assert accuracy_over_seeds(right_N[None], cluster_N).low == pytest.approx(accuracy(10, 10).low)
+
+
 def test_intervals_with_clusters_cover_the_truth_in_95_percent_of_draws():
     """100 videos of 5 questions, each video as hard as drawn: a mean of 0.6 and a difference of 0."""
     draw, covered = np.random.RandomState(3), np.zeros(2)

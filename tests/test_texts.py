@@ -55,6 +55,12 @@ def test_texts_of_a_video_are_those_that_name_it():
     assert captions.texts_of_video == tuple(map(tuple, by_hand)) == ((0, 1), (2,), (1, 2))
 
 
+def test_lengths_and_shortlist_are_umts_unless_a_source_has_its_own():
+    asked = Questions(("a",), (0,), ("x",), ("1",), answers=("x",))
+    assert (asked.max_length, asked.max_answer_length) == (25, 5)
+    assert Captions(("a",), ((0,),), max_length=32).shortlist == 128
+
+
 def test_captions_of_another_number_than_their_videos_are_refused():
     with pytest.raises(ValueError, match="2 texts need as many entries in videos_of_text"):
         Captions(("a", "b"), ((0,),), max_length=32)

@@ -15,15 +15,21 @@ def create_backbone(name: str, *, weights: str | None = None, task: str | None =
     ``weights``: "pretrained" (from the package or the hub), "random", the path of a .safetensors or .pth file, or None: those
     that come with tokred where there are any, else random. Raises ValueError on an unknown name, or weights that do not fit.
     """
+    family = family_of(name)
+    tasks = family.tasks(name)
+    if task is not None and task not in tasks:
+        able = [short for other in BACKBONES for short in _short(other) if task in other.tasks(short)]
+        raise ValueError(f"{name} is built for {' and '.join(tasks)}, not for {task}; that can: {', '.join(able)}")
+    if (task or tasks[0]) != "classification":
+        sizes["task"] = task or tasks[0]
+    return family.build(name, weights=weights, **sizes).eval()
+
+
+def family_of(name: str) -> type[Backbone]:
+    """The family that builds the backbone of that name. Raises ValueError where there is none."""
     for family in BACKBONES:
         if name in family.names() or any(name.startswith(p) for p in family.prefixes):
-            tasks = family.tasks(name)
-            if task is not None and task not in tasks:
-                others = ", ".join(n for n in list_backbones() if task in _tasks(n)) or "no other"
-                raise ValueError(f"{name} is built for {' and '.join(tasks)}, not for {task}; that can: {others}")
-            if (task or tasks[0]) != "classification":
-                sizes["task"] = task or tasks[0]
-            return family.build(name, weights=weights, **sizes).eval()
+            return family
     shown = [short for family in BACKBONES for short in _short(family)]
     raise ValueError(unknown("backbones", name, list_backbones(), broken=BACKBONES.broken, shown=shown))
 
@@ -32,10 +38,6 @@ def _short(family: type[Backbone]) -> list[str]:
     """Its names, or one that stands for them where they are very many."""
     names = family.names()
     return names if len(names) <= 10 else [f"{prefix}NAME ({len(names)} names)" for prefix in family.prefixes]
-
-
-def _tasks(name: str) -> tuple[str, ...]:
-    return next((family.tasks(name) for family in BACKBONES if name in family.names()), ())
 
 
 def list_backbones(pattern: str = "*") -> list[str]:

@@ -63,7 +63,10 @@ def evaluate(
         enable_model_summary=False,
     )
     with _interruptible():
-        trainer.test(module, datamodule=data, verbose=False)
+        try:
+            trainer.test(module, datamodule=data, verbose=False)
+        finally:  # Lightning leaves it on the CPU, and with it the backbone that the next cell shares
+            module.to(device)
 
 
 @contextmanager

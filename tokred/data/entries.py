@@ -25,7 +25,8 @@ class Entry:
 
     def field(self, name: str) -> Any:
         if name not in self.fields:
-            raise ValueError(f"{self.where} must have a field {name!r}, but it has {', '.join(map(repr, self.fields))}")
+            others = ", ".join(map(repr, self.fields)) or "none"
+            raise ValueError(f"{self.where} must have a field {name!r}, but it has {others}")
         value = self.fields[name]
         for one in value if isinstance(value, list) else [value]:
             _check_characters(one, f"{self.where}: {name}")

@@ -80,7 +80,9 @@ def list_csv(root: str, csv: str | Path, separator: str) -> Listing:
         if not is_inside(root, path):
             raise ValueError(f"line {line} of {csv}: {path!r} leads out of {root}; paths must stay inside root")
     if not any(os.path.isfile(os.path.join(root, path)) for _, path, _ in rows):
-        raise ValueError(f"none of the {len(rows)} files that {csv} names is there; is {root} the right root?")
+        raise ValueError(
+            f"none of the {len(rows)} files that {csv} names is there; is {root} the right root? The first is {rows[0][1]!r}"
+        )
     labels, classes = _number_labels(csv, rows)
     # normalised, so that ./a.mp4 and a.mp4 have one name and one place in the order
     samples = [(os.path.normpath(path).replace(os.sep, "/"), label) for (_, path, _), label in zip(rows, labels)]

@@ -99,7 +99,7 @@ class MovingShapes(DataSource):
         if tuple(sample_shape) != own:
             raise ValueError(
                 f"{self.name} holds clips of shape {own}, but the backbone takes {tuple(sample_shape)}; "
-                f"use a backbone of that shape (such as mini_mean) or data=video_folder"
+                f"use a backbone of that shape (mini_mean, or mini_umt where there are texts), or data of your own"
             )
 
     def _clip(self, index: int) -> tuple[np.ndarray, int]:

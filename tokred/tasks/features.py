@@ -37,6 +37,12 @@ class Features:
         content = bytearray(self._file.read(shape.numel() * dtype.itemsize))
         return torch.frombuffer(content, dtype=dtype).view(shape)
 
+    def close(self) -> None:
+        """Frees memory and file."""
+        self._kept = []
+        if self._file is not None:
+            self._file.close()
+
     def _spill(self, x_NC: Tensor) -> tuple[int, torch.dtype, torch.Size]:
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="tokred-features-")  # noqa: SIM115  # lives as long as this does

@@ -58,13 +58,14 @@ class QuestionAnswering(Task):
 class Answering(Evaluation):
     def __init__(self, task: QuestionAnswering, model: ReducedModel, on_batch: Callable[[], None] = lambda: None):
         super().__init__(model, on_batch)
-        self.task, self._answers = task, task.answers()
+        self.task = task
+        self._answers: tuple[Tensor, Tensor] | None = None  # cut where the model is when it runs
         self._predicted: dict[int, int] = {}
         self._read = False
 
     def take(self, batch: Batch) -> None:
         self._read = True
-        model = self.task.model
+        model, self._answers = self.task.model, self._answers or self.task.answers()
         tokens = model.normed(self.model.run(batch.inputs))
         contexts = model.text_encoder.contexts(tokens.x_BNC, tokens.valid_BN)
         rows: dict[int, list[int]] = {}  # number of questions -> the videos that have so many, which go together
@@ -78,6 +79,7 @@ class Answering(Evaluation):
     def _ask(self, numbers: list[int], contexts: list[Context]) -> None:
         """The same number of questions on each of the videos, those on the first video first."""
         model, questions = self.task.model, self.task.questions
+        assert self._answers is not None  # take cut them
         ids_PL, mask_PL = model.cut([questions.texts[number] for number in numbers], questions.max_length)
         asked = model.ask(ids_PL, mask_PL, contexts)
         shortlist = min(self.task.shortlist, len(questions.answers))

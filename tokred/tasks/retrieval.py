@@ -96,19 +96,24 @@ class Retrieving(Evaluation):
         self._places.append(place_BE.float())
         self._index.extend(batch.index_B.tolist())
         # the norm's float32 is more than autocast leaves of it where it is looked at
-        dtype = tokens.x_BNC.dtype if place_BE.dtype == torch.float32 else place_BE.dtype
+        kind, dtype = tokens.x_BNC.device.type, tokens.x_BNC.dtype
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
         for row, x_NC in enumerate(tokens.x_BNC):
             self._features.append((x_NC if tokens.valid_BN is None else x_NC[tokens.valid_BN[row]]).to(dtype))
 
     def on_test_epoch_end(self) -> None:
         if self._places and not self.invalid:
             self.scores = self._score()
+            finite_V = torch.isfinite(self.scores.near_VP).all(1) & torch.isfinite(self.scores.match_VP).all(1)
+            finite_V &= torch.isfinite(self.scores.match_PV).all(0)
+            self.invalid.extend(self._index[row] for row in (~finite_V).nonzero().flatten().tolist())
+        self._features.close()
 
     def outcome(self) -> Outcome:
         if not self._places:
             raise self.nothing_read()
         problems = tuple(self.problems)
-        if self.scores is None:
+        if self.scores is None or self.invalid:
             return Outcome({}, {}, invalid=tuple(self.invalid), problems=problems)
         arrays = ranks(self.scores, self._index, self.task.captions.videos_of_text)
         metrics: dict[str, Metric | float] = {}
