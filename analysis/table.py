@@ -255,17 +255,18 @@ def _reading(done: Sequence[Row]) -> list[str]:
         return []
     num = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     lines = [
-        f"n = {num} samples a cell. In brackets 95 % intervals: Wilson's, and for differences Agresti and Min's "
-        "(3 / n to either side where no sample differs), paired with the unreduced model on the same samples. MACs % is "
-        "the share of the unreduced model's."
+        f"n = {num} samples a cell. In brackets 95 % intervals; differences are paired with the unreduced model on the same "
+        "samples. MACs % is the share of the unreduced model's."
     ]
+    if any(row.num_clusters is None and row.low is not None for row in done):
+        lines.append(
+            "Intervals: Wilson's, and for differences Agresti and Min's (3 / n to either side where no sample differs)."
+        )
+    if videos := sorted({row.num_clusters for row in done if row.num_clusters}):
+        counted = " or ".join(map(str, videos))
+        lines.append(f"Several samples are of one video: intervals count videos, {counted}, not samples (Student's t).")
     if any(row.metric == "agreement" for row in done):
         lines.append("Agreement is the share of samples on which the prediction is the unreduced model's.")
-    if any(row.num_clusters for row in done):
-        videos = sorted({row.num_clusters for row in done if row.num_clusters})
-        lines.append(
-            f"Samples of one video are no independent evidence: intervals count the {videos[0]} videos (Student's t, clustered)."
-        )
     if any(row.num_seeds > 1 for row in done):
         lines.append(
             "Of several seeds: their mean, an interval over samples and seeds, in parentheses the seeds' SD in points."

@@ -441,7 +441,7 @@ def test_one_metric_needs_no_table_of_metrics(full):
 
 def test_the_note_says_that_intervals_count_videos(found):
     text = printed([row for row in found[0] if row.metric == "T2V R@1"], 120)
-    assert "intervals count the 20 videos" in " ".join(text.split())
+    assert "intervals count videos, 20, not samples" in " ".join(text.split())
 
 
 def test_a_schedule_at_the_macs_of_another_method_is_named_so(tmp_path):
