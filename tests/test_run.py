@@ -400,3 +400,19 @@ def test_a_timing_that_fails_is_said_and_the_records_stay(quick, weights, tmp_pa
 
 def test_the_unreduced_model_alone_is_not_timed(quick, weights, tmp_path):
     assert Run(tmp_path, weights, "methods=none", "timing.rounds=20").store.all_timings() == []
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("task", ["classification", "retrieval", "qa"])
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_all_cells_and_the_timing_run_on_cuda(task, precision, tmp_path):
+    """The cells of a group share a backbone, which Lightning moves to the CPU after each."""
+    backbone = "mini_mean" if task == "classification" else "mini_umt"
+    words = [f"task={task}", f"backbones={backbone}", "device=cuda", f"precision={precision}", "data.num_clips=16"]
+    assert sweep([*words, "methods=[tome,vid_tldr]", "budget=[0.6]", "batch_size=8", f"out={tmp_path}"]) == 0
+    assert [record.status for record in Store(tmp_path).records()] == ["done"] * 3
+    assert len(Store(tmp_path).all_timings()) == 1
