@@ -12,7 +12,7 @@ sweep: $(VENV)/installed
 	$(BIN)/python sweep.py "methods=[vid_tldr,tome]"
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

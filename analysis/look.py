@@ -31,6 +31,16 @@ WELL_KNOWN = (
     "dynamic_vit",
     "sit",
     "zero_tprune",
+    "grid_pool",
+    "norm_prune",
+    "oracle_slice",
+    "prumerge",
+    "rep_shift",
+    "rlt",
+    "spatial_merge",
+    "sta",
+    "temporal_merge",
+    "visionzip",
 )
 _NUM_LOOKS = len(COLOURS) * len(MARKERS)  # 6 and 11 have no common divisor: counting both up meets every pair
 

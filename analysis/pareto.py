@@ -1,30 +1,32 @@
 """What a method costs and what it keeps: accuracy over GMACs and over measured speed-up, a panel for each backbone.
 
 ``over_gmacs`` and ``over_speedup`` give the points, ``draw_gmacs`` and ``draw_speedup`` draw a panel of them, and
-``save_pareto`` makes the files.
+``save_pareto`` makes the files. Of more than ``MANY`` methods those on the front are named where they stand, and the others are
+pale.
 """
 
-import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
-import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
+from tokred.analysis.crowd import Name, draw_bands, floor, pale, side_by_side, write_names
+from tokred.analysis.figure import new_figure, panel_title, save_figure
 from tokred.analysis.look import UNREDUCED, Look, looks, printable
-from tokred.analysis.rows import Row, write_csv, write_whole
+from tokred.analysis.rows import Row
 
 Looks = Mapping[tuple[str, str], Look]
 FRONT_COLOUR = "0.6"
 SAME_COST = 0.005  # how near to a budget a schedule comes
-PANEL_INCHES, COLUMNS, DPI = (4.6, 3.7), 2, 200  # two panels are a README's 900 pixels wide at 100 an inch
+MANY = 8  # methods that can be told apart at a glance
+PANEL_INCHES, WIDE_INCHES, COLUMNS = (4.6, 3.7), (9.2, 4.6), 2
 
 
 @dataclass(frozen=True)
@@ -54,26 +56,31 @@ def draw_gmacs(points: Sequence[Point], ax: Axes | None = None, *, given: Looks 
     legend.
     """
     given = given or _looks(points)
-    ax = ax or _new_axes(given)
+    ax = ax or _new_axes(points, given)
     _draw_front(ax, points, "gmacs", up_to=max, where="post")
-    shifts = _side_by_side([point.gmacs or 0.0 for point in points])
-    for point, shift in zip(points, shifts, strict=True):
-        _draw_point(ax, point, "gmacs", given, shift=shift)
-    note = "\ncells of nearly equal cost are drawn side by side" if any(shifts) else ""
-    _dress(ax, points, f"GMACs per sample (lower is better){note}")
+    costs = [point.gmacs or 0.0 for point in points]
+    shifts = side_by_side(costs, ax)
+    if _are_many(given):
+        draw_bands(ax, costs, shifts)
+    below = _draw_points(ax, points, "gmacs", given, shifts)
+    where = "drawn side by side" + (", on one band" if _are_many(given) else "")
+    note = f"\ncells of nearly equal cost are {where}" if any(shifts) else ""
+    _dress(ax, points, f"GMACs per sample (lower is better){note}{below}", aside=max(map(abs, shifts), default=0.0))
+    _name_front(ax, points, "gmacs", given, shifts, side=-1)
     return ax
 
 
 def draw_speedup(points: Sequence[Point], ax: Axes | None = None, *, given: Looks | None = None) -> Axes:
     """One panel from points of one backbone. ``ax`` and ``given``: as in ``draw_gmacs``."""
     given = given or _looks(points)
-    ax = ax or _new_axes(given)
+    ax = ax or _new_axes(points, given)
     _draw_front(ax, points, "speedup", up_to=min, where="pre")
-    for point in points:
-        _draw_point(ax, point, "speedup", given)
+    shifts = [0.0] * len(points)
+    below = _draw_points(ax, points, "speedup", given, shifts)
     noisy = max((point.resolution or 0.0 for point in points if point.verdict not in ("", "ok")), default=0.0)
     note = f"\nnoisy: differences under {100 * noisy:.1f} % are below resolution" if noisy else ""
-    _dress(ax, points, f"measured speed-up (higher is better){note}")
+    _dress(ax, points, f"measured speed-up (higher is better){note}{below}")
+    _name_front(ax, points, "speedup", given, shifts, side=1)
     return ax
 
 
@@ -88,10 +95,7 @@ def save_pareto(rows: Sequence[Row], folder: str | Path) -> list[Path]:
         ("pareto_speedup", over_speedup(rows), draw_speedup),
     ):
         if any(point.method != "none" for point in points):
-            with matplotlib.rc_context(_theme()):
-                pictures = _rendered(_figure(points, draw))
-            paths += [write_whole(Path(folder) / f"{name}.{kind}", picture) for kind, picture in pictures.items()]
-            paths.append(write_csv(points, Path(folder) / f"{name}.csv"))
+            paths += save_figure(partial(_figure, points, draw), points, Path(folder) / name)
     return paths
 
 
@@ -112,13 +116,10 @@ def _dominates(one: tuple, other: tuple) -> bool:
     return as_good and (one[1] > other[1] + slack or one[2] > other[2])
 
 
-def _new_axes(given: Looks) -> Axes:
-    figure = Figure(
-        figsize=(PANEL_INCHES[0], PANEL_INCHES[1] + 0.5),
-        dpi=DPI,
-        layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08),
-    )
-    _legend(figure, given, num_columns=2)
+def _new_axes(points: Sequence[Point], given: Looks) -> Axes:
+    width, height = WIDE_INCHES if _are_many(given) else PANEL_INCHES
+    figure = new_figure(width, height + _legend_inches(given))
+    _legend(figure, points, given, num_columns=2)
     return figure.subplots()
 
 
@@ -137,8 +138,48 @@ def _draw_front(
         ax.step(x, y, where=where, color=FRONT_COLOUR, linewidth=1.5, zorder=1)
 
 
-def _draw_point(ax: Axes, point: Point, cost: str, given: Looks, *, shift: float = 0.0) -> None:
-    look = given[point.method, point.options]
+def _are_many(given: Looks) -> bool:
+    return len(given.keys() - {("none", "")}) > MANY
+
+
+def _leaders(points: Sequence[Point], given: Looks) -> set[tuple[str, str]]:
+    """Whose colours are full: of many methods those with a point on the front."""
+    return {(point.method, point.options) for point in points if point.on_front} if _are_many(given) else set(given)
+
+
+def _draw_points(ax: Axes, points: Sequence[Point], cost: str, given: Looks, shifts: Sequence[float]) -> str:
+    """Those that are far below many others stand on the lower edge; a line for the axis that says which."""
+    leaders, least = _leaders(points, given), _least(points, given)
+    for point, shift in zip(points, shifts, strict=True):
+        shown = point if (point.value or 0.0) >= least else replace(point, value=least, low=None, high=None)
+        look = given[point.method, point.options]
+        if look != UNREDUCED and (point.method, point.options) not in leaders:
+            look = Look(pale(look.colour), look.marker)
+        _draw_point(ax, shown, cost, look, shift=shift)
+    below = [point for point in points if (point.value or 0.0) < least]
+    if below:
+        ax.set_ylim(bottom=least - 0.02 * (ax.get_ylim()[1] - least))
+    return _said_below(below)
+
+
+def _least(points: Sequence[Point], given: Looks) -> float:
+    """What the axis of accuracies reaches down to; of few methods, or where none is far below, all the way."""
+    values = [point.value or 0.0 for point in points]
+    lowest = floor(values) if _are_many(given) else None
+    return 0.0 if lowest is None else lowest - 0.08 * (max(values) - lowest)
+
+
+def _said_below(below: Sequence[Point], most: int = 6) -> str:
+    ends: dict[str, list[float]] = {}
+    for point in below:
+        ends.setdefault(printable(point.label), []).append(100 * (point.value or 0.0))
+    texts = [f"{label} {' to '.join(dict.fromkeys((f'{min(v):.0f}', f'{max(v):.0f}')))}" for label, v in ends.items()]
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    said = f"on the lower edge, far below, in %: {', '.join(texts[:most])}{more}"
+    return "\n" + textwrap.fill(said, 100) if texts else ""
+
+
+def _draw_point(ax: Axes, point: Point, cost: str, look: Look, *, shift: float) -> None:
     (x, x_low, x_high), (y, y_low, y_high) = _with_ends(point, cost, f"{cost}_"), _with_ends(point, "value", "")
     ax.errorbar(
         [x],
@@ -171,70 +212,78 @@ def _draw_point(ax: Axes, point: Point, cost: str, given: Looks, *, shift: float
         )
 
 
+def _name_front(
+    ax: Axes, points: Sequence[Point], cost: str, given: Looks, shifts: Sequence[float], *, side: int
+) -> None:
+    """Of many methods those on the front are named where they stand."""
+    least = _least(points, given)
+    names = [
+        Name(getattr(point, cost), max(point.value or 0.0, least), printable(point.label), look.colour, shift)
+        for point, shift in zip(points, shifts, strict=True)
+        if point.on_front and (look := given[point.method, point.options]) != UNREDUCED
+    ]
+    if names and _are_many(given):
+        bottom, top = ax.get_ylim()
+        ax.set_ylim(bottom, top + 0.05 * (top - bottom))  # room for the names
+        write_names(ax, names, side=side)
+
+
 def _with_ends(point: Point, name: str, prefix: str) -> tuple[float, float, float]:
     """A value and its interval; without one its ends are the value."""
     middle, ends = getattr(point, name), [getattr(point, f"{prefix}{end}", None) for end in ("low", "high")]
     return middle, *(middle if end is None else end for end in ends)
 
 
-def _side_by_side(x: Sequence[float]) -> list[float]:
-    """How far to move each of ``x``, in typographic points, so that those within 1 % of the largest stay apart."""
-    shifts, near = [0.0] * len(x), 0.01 * max(x, default=0.0)
-    order = sorted(range(len(x)), key=x.__getitem__)
-    while order:
-        together = sorted(place for place in order if x[place] <= x[order[0]] + near)
-        step = min(4.5, 20 / len(together))  # a marker is 5.5 wide; all together stay near their place
-        for rank, place in enumerate(together):
-            shifts[place] = step * (rank - (len(together) - 1) / 2)
-        order = order[len(together) :]
-    return shifts
-
-
-def _dress(ax: Axes, points: Sequence[Point], xlabel: str) -> None:
+def _dress(ax: Axes, points: Sequence[Point], xlabel: str, *, aside: float = 0.0) -> None:
+    """``aside``: how far from its place a point stands at most, in typographic points."""
     metric = next((point.metric for point in points), "accuracy")
     ax.set_xlabel(xlabel)
     ax.set_ylabel(f"{metric}, % (higher is better)")
     ax.yaxis.set_major_formatter(lambda share, _: f"{round(100 * share, 2):g}")
-    ax.margins(x=0.1, y=0.08)
+    # the axes are about a fifth narrower once their labels are laid out
+    ax.margins(x=max(0.1, 0.04 + 1.25 * aside / (72 * ax.bbox.width / ax.figure.dpi)), y=0.08)
 
 
 def _figure(points: Sequence[Point], draw) -> Figure:
-    groups = list(dict.fromkeys(point.group for point in points))
-    num_rows, num_columns = -(-len(groups) // COLUMNS), min(COLUMNS, len(groups))
-    given = _looks(points)
-    figure = Figure(
-        figsize=(PANEL_INCHES[0] * num_columns, PANEL_INCHES[1] * num_rows + 0.5),
-        dpi=DPI,
-        layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08),
-    )
+    groups, given = list(dict.fromkeys(point.group for point in points)), _looks(points)
+    most, (width, height) = (1, WIDE_INCHES) if _are_many(given) else (COLUMNS, PANEL_INCHES)
+    num_rows, num_columns = -(-len(groups) // most), min(most, len(groups))
+    figure = new_figure(width * num_columns, height * num_rows + _legend_inches(given))
     panels = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
     for group, ax in zip(groups, panels[: len(groups)], strict=True):
         draw([point for point in points if point.group == group], ax, given=given)
-        ax.set_title("\n".join(_title(group, groups)))
+        ax.set_title(panel_title(group, groups))
     for ax in panels[len(groups) :]:
         ax.remove()
-    _legend(figure, given, num_columns=num_columns + 1)
+    _legend(figure, points, given, num_columns=num_columns + 1)
     return figure
 
 
-def _title(group: tuple[str, ...], groups: Sequence[tuple[str, ...]]) -> list[str]:
-    """The backbone, and what else tells this panel from the others."""
-    differs = [len({other[axis] for other in groups}) > 1 for axis in range(len(group))]
-    return [printable(name) for axis, name in enumerate(group) if axis == 0 or differs[axis]]
+def _legend_inches(given: Looks) -> float:
+    return 0.5 if not _are_many(given) else 0.3 + 0.2 * -(-(len(given) + 2) // _many_columns(given))
 
 
-def _legend(figure: Figure, given: Looks, *, num_columns: int) -> None:
+def _many_columns(given: Looks) -> int:
+    """As many as the longest label leaves room for."""
+    longest = max((len(printable(" ".join(name).rstrip())) for name in given), default=0)
+    return max(2, int(72 * WIDE_INCHES[0] / (5.5 * max(longest, 16) + 36)))
+
+
+def _legend(figure: Figure, points: Sequence[Point], given: Looks, *, num_columns: int) -> None:
+    """Below the panels. Of many methods those on a front come first; the others look as they do in the panels."""
+    leaders = _leaders(points, given)
+    names = sorted((name for name in given if name[0] != "none"), key=lambda name: (name not in leaders, name))
     methods = [
         Line2D(
             [],
             [],
-            color=look.colour,
-            marker=look.marker,
+            color=given[name].colour if name in leaders else pale(given[name].colour),
+            markerfacecolor=given[name].colour if name in leaders else "white",
+            marker=given[name].marker,
             linestyle="none",
-            label=printable(f"{method} {options}".rstrip()),
+            label=printable(" ".join(name).rstrip()),
         )
-        for (method, options), look in given.items()
-        if look != UNREDUCED
+        for name in names
     ]
     others = [
         Line2D(
@@ -249,17 +298,5 @@ def _legend(figure: Figure, given: Looks, *, num_columns: int) -> None:
         Line2D([], [], color=FRONT_COLOUR, label="Pareto front"),
         Line2D([], [], color="0.3", marker="o", markerfacecolor="white", linestyle="none", label="hollow: dominated"),
     ]
+    num_columns = _many_columns(given) if _are_many(given) else num_columns
     figure.legend(handles=methods + others, ncols=num_columns, loc="outside lower center", frameon=False)
-
-
-def _theme() -> dict:
-    style = seaborn.axes_style("ticks", {"axes.grid": True, "grid.color": "0.92"})
-    # the salt keeps the names inside an SVG, and so the file, the same from run to run
-    return style | seaborn.plotting_context("paper", font_scale=1.1) | {"svg.hashsalt": "tokred"}
-
-
-def _rendered(figure: Figure) -> dict[str, bytes]:
-    pictures = {"png": io.BytesIO(), "svg": io.BytesIO()}
-    for kind, file in pictures.items():
-        figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    return {kind: file.getvalue() for kind, file in pictures.items()}

@@ -41,7 +41,9 @@ class Row:
 
     ``value`` is the accuracy or whatever ``metric`` names, over ``num_samples`` for each seed, of ``num_clusters`` videos where
     several samples share one. ``difference`` is to
-    the unreduced model, on the samples that both have. ``num_tokens`` leave the last layer. ``resolution`` is how far
+    the unreduced model, on the samples that both have. ``layers`` are those to which tokens were restricted, if they were.
+    ``num_tokens`` leave the last layer; where that differs by sample, their mean, with standard deviation and 95th percentile
+    over the samples, and ``gmacs_padded`` is what a sample costs in its batch, padded to the longest. ``resolution`` is how far
     the speed-up of the model over itself may lie from 1. Texts are one line without control characters.
     """
 
@@ -54,6 +56,7 @@ class Row:
     shape: str
     status: str
     reason: str = ""
+    layers: str = ""
     metric: str = ""
     num_samples: int | None = None
     num_clusters: int | None = None
@@ -65,7 +68,10 @@ class Row:
     difference_high: float | None = None
     gmacs: float | None = None
     gmacs_share: float | None = None
-    num_tokens: int | None = None
+    num_tokens: float | None = None
+    num_tokens_sd: float | None = None
+    num_tokens_p95: float | None = None
+    gmacs_padded: float | None = None
     speedup: float | None = None
     speedup_low: float | None = None
     speedup_high: float | None = None
@@ -157,23 +163,31 @@ def _names(cell: dict[str, Any]) -> dict[str, str]:
     kind, layers = schedule["kind"], schedule.get("layers")
     matched = f"{schedule.get('match')} {_options(schedule.get('match_options', {}))}".rstrip()
     matched = f", MACs of {matched}" if "match" in schedule else ""
-    where = "" if layers is None else " at " + ",".join(map(str, layers))
+    at = "" if layers is None else ",".join(map(str, layers))
+    where = f" at {at}" if at else ""
     return {
         "backbone": _label(cell["backbone"]),
         "weights": "random" if cell["weights"] is None else _label(cell["weights"]),
         "data": _label(cell["data"]),
         "method": cell["method"],
         "options": _options(cell["options"]),
-        "schedule": "unreduced" if kind == "none" else f"{kind} {_label(schedule['amount'])}{where}{matched}",
+        "schedule": {"none": "unreduced", "own": f"as its options say{where}"}.get(
+            kind, f"{kind} {_label(schedule['amount'])}{where}{matched}"
+        ),
         "shape": (schedule.get("shape") or "") if kind == "budget" else "",
+        "layers": at,
     }
 
 
 def _cost(result: dict[str, Any]) -> dict[str, Any]:
+    varies = "tokens_sd" in result
     return {
         "gmacs": result["gmacs"],
         "gmacs_share": result["gmacs"] / result["gmacs_unreduced"],
         "num_tokens": result["tokens"][-1],
+        "num_tokens_sd": result["tokens_sd"][-1] if varies else None,
+        "num_tokens_p95": result["tokens_p95"][-1] if varies else None,
+        "gmacs_padded": result.get("gmacs_padded"),
     }
 
 

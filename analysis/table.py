@@ -139,7 +139,7 @@ _COLUMNS = {
     "seeds": _Column("seeds\n(SD)", _seeds),
     "gmacs": _Column("GMACs\n", _number(_three_digits, "gmacs")),
     "share": _Column("MACs\n%", _number(_percent, "gmacs_share")),
-    "tokens": _Column("tokens\nleft", _number(str, "num_tokens")),
+    "tokens": _Column("tokens\nleft", _number("{:.4g}".format, "num_tokens")),
     "speedup": _Column("speed-up\nx [95 %]", _bracketed(_ratio, "speedup", "speedup_")),
     "speedup_alone": _Column("speed-up\nx", _number(_ratio, "speedup")),
 }

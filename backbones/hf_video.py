@@ -8,7 +8,7 @@ to import, so that this is done when a model is built or wrapped, not before.
 import abc
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -19,8 +19,7 @@ from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 
-from tokred import BACKBONES, Attention, Backbone, Tokens, Widths
-from tokred.attention import attend
+from tokred import BACKBONES, Backbone, Tokens, Widths
 from tokred.foreign import evaluating, expect_close, linear_macs, other_version
 from tokred.preprocess import HALVES, Preprocess, as_preprocess
 from tokred.registry import unknown
@@ -51,6 +50,7 @@ class HFVideo(Backbone):
     prefixes = (PREFIX,)
     preprocessing: ClassVar[Preprocess]  # where the weights come without an image processor
     layers_at: ClassVar[str]
+    scaled_at: ClassVar[str]  # the module of a layer that knows the scale
     model: Any  # a PreTrainedModel, which cannot be named before transformers is imported
 
     def __init__(self, model: nn.Module):
@@ -104,8 +104,8 @@ class HFVideo(Backbone):
         raise ValueError(f"{type(model).__name__} cannot be reduced: {_why_not(getattr(model, 'config', None))}")
 
     @abc.abstractmethod
-    def _attended(self, layer: nn.Module, x_BNC: Tensor, **asked: Any) -> tuple[Tensor, Attention]:
-        """The layer up to and with the residual of its attention."""
+    def _maps(self, layer: int) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+        """The linear maps of the layer's attention to queries, keys, values and output."""
 
     @property
     def encoder(self) -> Any:
@@ -122,20 +122,16 @@ class HFVideo(Backbone):
         x_BNC = self.encoder.embeddings(inputs, None)  # no patch masked (VideoMAE), no position interpolated (ViViT)
         return Tokens(x_BNC, prefix=self.prefix, grid=self.grid)
 
-    def attend(
-        self,
-        layer: int,
-        tokens: Tokens,
-        bias_BN: Tensor | None = None,
-        *,
-        statistics: Sequence[str] = (),
-        biased_statistics: bool = True,
-    ) -> tuple[Tokens, Attention]:
-        asked = {"statistics": statistics, "biased_statistics": biased_statistics}
-        x_BNC, attention = self._attended(
-            self.layers[layer], tokens.x_BNC, bias_BN=bias_BN, valid_BN=tokens.valid_BN, **asked
-        )
-        return tokens.with_x(x_BNC), attention
+    def qkv(self, layer: int, tokens: Tokens, part: str = "qkv") -> tuple[Tensor, ...]:
+        query, key, value, _ = self._maps(layer)
+        maps = {"qkv": (query, key, value), "qk": (query, key), "v": (value,)}[part]
+        x_BNC = self.layers[layer].layernorm_before(tokens.x_BNC)
+        heads = (self.model.config.num_attention_heads, -1)
+        return tuple(linear(x_BNC).unflatten(-1, heads).transpose(1, 2) for linear in maps)
+
+    def scale(self, layer: int) -> float:
+        attn: Any = self.layers[layer].get_submodule(self.scaled_at)
+        return attn.scaling
 
     def normed(self, tokens: Tokens) -> Tokens:
         norm = self.encoder.layernorm
@@ -148,13 +144,19 @@ class HFVideo(Backbone):
     def widths(self) -> Widths:
         layers, config = self.layers, self.model.config
         head_dim = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
-        projections = tuple(linear_macs(layer.attention) for layer in layers)
+        query, key, value, output = zip(
+            *([linear_macs(m) for m in self._maps(i)] for i in range(self.depth)), strict=True
+        )
+        channels = (config.num_attention_heads * head_dim,) * self.depth
         once = getattr(self.model, "classifier", None) or getattr(self.encoder, "pooler", None)
         return Widths(
             embed=prod(self.grid) * self.encoder.embeddings.patch_embeddings.projection.weight.numel(),
-            projections=projections,
-            attention=(2 * config.num_attention_heads * head_dim,) * self.depth,
-            mlp=tuple(linear_macs(layer) - of_attention for layer, of_attention in zip(layers, projections)),
+            query_key=tuple(map(sum, zip(query, key, strict=True))),
+            value=value,
+            output=output,
+            logits=channels,
+            mixing=channels,
+            mlp=tuple(linear_macs(layer) - linear_macs(layer.attention) for layer in layers),
             head=linear_macs(once),
             channels=config.hidden_size,
             heads=config.num_attention_heads,
@@ -164,14 +166,16 @@ class HFVideo(Backbone):
 class VideoMAE(HFVideo):
     """Its keys have no bias. The output is read off the unweighted mean of the tokens, as transformers does."""
 
-    prefix, has_cls, layers_at = 0, False, "encoder.layer"
+    prefix, has_cls, layers_at, scaled_at = 0, False, "encoder.layer", "attention.attention"
     preprocessing = Preprocess(interpolation="bilinear", crop_pct=1.0, antialias=True)
 
-    def _attended(self, layer: nn.Module, x_BNC: Tensor, **asked: Any) -> tuple[Tensor, Attention]:
-        attn = layer.attention.attention
-        maps = (attn.query, attn.key, attn.value)
-        y_BNC, attention = _attention(attn, maps, layer.layernorm_before(x_BNC), **asked)
-        return x_BNC + layer.attention.output(y_BNC, x_BNC), attention
+    def _maps(self, layer: int) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+        attn: Any = self.layers[layer].get_submodule("attention.attention")
+        return attn.query, attn.key, attn.value, self.layers[layer].get_submodule("attention.output.dense")
+
+    def project(self, layer: int, tokens: Tokens, out_BHND: Tensor) -> Tokens:
+        output, x_BNC = self.layers[layer].attention.output, tokens.x_BNC
+        return tokens.with_x(x_BNC + output(out_BHND.transpose(1, 2).flatten(2), x_BNC))
 
     def feedforward(self, layer: int, tokens: Tokens) -> Tokens:
         block, x_BNC = self.layers[layer], tokens.x_BNC
@@ -185,14 +189,17 @@ class VideoMAE(HFVideo):
 class ViViT(HFVideo):
     """The output is read off the class token."""
 
-    prefix, has_cls, layers_at = 1, True, "layers"
+    prefix, has_cls, layers_at, scaled_at = 1, True, "layers", "attention"
     preprocessing = Preprocess(HALVES, HALVES, "bilinear", crop_pct=224 / 256, antialias=True)
 
-    def _attended(self, layer: nn.Module, x_BNC: Tensor, **asked: Any) -> tuple[Tensor, Attention]:
-        attn = layer.attention
-        maps = (attn.q_proj, attn.k_proj, attn.v_proj)
-        y_BNC, attention = _attention(attn, maps, layer.layernorm_before(x_BNC), **asked)
-        return x_BNC + layer.dropout(attn.o_proj(y_BNC)), attention
+    def _maps(self, layer: int) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+        attn: Any = self.layers[layer].attention
+        return attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj
+
+    def project(self, layer: int, tokens: Tokens, out_BHND: Tensor) -> Tokens:
+        block = self.layers[layer]
+        y_BNC = block.attention.o_proj(out_BHND.transpose(1, 2).flatten(2))
+        return tokens.with_x(tokens.x_BNC + block.dropout(y_BNC))
 
     def feedforward(self, layer: int, tokens: Tokens) -> Tokens:
         block, x_BNC = self.layers[layer], tokens.x_BNC
@@ -203,14 +210,6 @@ class ViViT(HFVideo):
         if self.encoder is not self.model:
             return self.model.classifier(x_BNC[:, 0])
         return x_BNC[:, 0] if self.encoder.pooler is None else self.encoder.pooler(x_BNC)
-
-
-def _attention(attn: nn.Module, maps: Sequence[nn.Module], x_BNC: Tensor, **asked: Any) -> tuple[Tensor, Attention]:
-    """Self-attention before its output projection, with what was asked of it."""
-    heads = (attn.num_attention_heads, -1)
-    q_BHND, k_BHND, v_BHND = (linear(x_BNC).unflatten(-1, heads).transpose(1, 2) for linear in maps)
-    out_BHND, attention = attend(q_BHND, k_BHND, v_BHND, scale=attn.scaling, **asked)
-    return out_BHND.transpose(1, 2).flatten(2), attention
 
 
 # What is refused

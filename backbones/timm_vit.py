@@ -5,12 +5,12 @@ block, in two halves; nothing in it is changed.
 """
 
 import difflib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import attention as timm_attention
 from timm.layers.attention_pool import AttentionPoolLatent
 from timm.models import vision_transformer as timm_vits
@@ -18,10 +18,10 @@ from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tokred import BACKBONES, Attention, Backbone, Tokens, Widths
-from tokred.attention import attend
+from tokred import BACKBONES, Backbone, Tokens, Widths
 from tokred.foreign import evaluating, expect_close, linear_macs
 from tokred.preprocess import Preprocess
+from tokred.transformer import heads, rows_of
 from tokred.weights import load_strictly, read_state
 
 PREFIX = "timm/"
@@ -94,24 +94,34 @@ class TimmViT(Backbone):
         vit = self.vit
         return Tokens(vit.norm_pre(vit._pos_embed(vit.patch_embed(inputs))), prefix=self.prefix, grid=self.grid)
 
-    def attend(
-        self,
-        layer: int,
-        tokens: Tokens,
-        bias_BN: Tensor | None = None,
-        *,
-        statistics: Sequence[str] = (),
-        biased_statistics: bool = True,
-    ) -> tuple[Tokens, Attention]:
-        block, x_BNC = self.vit.blocks[layer], tokens.x_BNC
-        asked = {"statistics": statistics, "biased_statistics": biased_statistics}
-        if isinstance(block, timm_vits.ResPostBlock):
-            y_BNC, attention = _attention(block.attn, x_BNC, bias_BN=bias_BN, valid_BN=tokens.valid_BN, **asked)
-            return tokens.with_x(x_BNC + block.drop_path1(block.norm1(y_BNC))), attention
-        y_BNC, attention = _attention(
-            block.attn, block.norm1(x_BNC), bias_BN=bias_BN, valid_BN=tokens.valid_BN, **asked
-        )
-        return tokens.with_x(x_BNC + block.drop_path1(block.ls1(y_BNC))), attention
+    def qkv(self, layer: int, tokens: Tokens, part: str = "qkv") -> tuple[Tensor, ...]:
+        attn: Any = self.vit.blocks[layer].attn
+        x_BNC, rows = self._to_attention(layer, tokens), rows_of(part, attn.num_heads * attn.head_dim)
+        if part == "qkv":
+            y_BNX = attn.qkv(x_BNC)
+        else:
+            y_BNX = F.linear(x_BNC, attn.qkv.weight[rows], None if attn.qkv.bias is None else attn.qkv.bias[rows])
+        found = heads(y_BNX, attn.num_heads, attn.head_dim)
+        return found if part == "v" else (attn.q_norm(found[0]), attn.k_norm(found[1]), *found[2:])
+
+    def project(self, layer: int, tokens: Tokens, out_BHND: Tensor) -> Tokens:
+        block, attn = self.vit.blocks[layer], self.vit.blocks[layer].attn
+        y_BNC = out_BHND.transpose(1, 2).flatten(2)
+        if hasattr(attn, "norm"):  # timm has it from 1.0.17 on
+            y_BNC = attn.norm(y_BNC)
+        if getattr(attn, "gate", None) is not None:
+            y_BNC = y_BNC * attn.gate(self._to_attention(layer, tokens)).sigmoid()
+        y_BNC = attn.proj_drop(attn.proj(y_BNC))
+        y_BNC = block.norm1(y_BNC) if isinstance(block, timm_vits.ResPostBlock) else block.ls1(y_BNC)
+        return tokens.with_x(tokens.x_BNC + block.drop_path1(y_BNC))
+
+    def scale(self, layer: int) -> float:
+        attn: Any = self.vit.blocks[layer].attn
+        return attn.scale
+
+    def _to_attention(self, layer: int, tokens: Tokens) -> Tensor:
+        block = self.vit.blocks[layer]
+        return tokens.x_BNC if isinstance(block, timm_vits.ResPostBlock) else block.norm1(tokens.x_BNC)
 
     def feedforward(self, layer: int, tokens: Tokens) -> Tokens:
         block, x_BNC = self.vit.blocks[layer], tokens.x_BNC
@@ -144,27 +154,16 @@ class TimmViT(Backbone):
         vit, attentions = self.vit, [block.attn for block in self.vit.blocks]
         return Widths(
             embed=_embed_macs(vit, self.sample_shape),
-            projections=tuple(linear_macs(attn) for attn in attentions),
-            attention=tuple(2 * attn.num_heads * attn.head_dim for attn in attentions),
+            query_key=tuple(attn.qkv.weight.numel() * 2 // 3 for attn in attentions),
+            value=tuple(attn.qkv.weight.numel() // 3 for attn in attentions),
+            output=tuple(linear_macs(attn) - attn.qkv.weight.numel() for attn in attentions),
+            logits=tuple(attn.num_heads * attn.head_dim for attn in attentions),
+            mixing=tuple(attn.num_heads * attn.head_dim for attn in attentions),
             mlp=tuple(linear_macs(block.mlp) for block in vit.blocks),
             channels=vit.embed_dim,
             heads=attentions[0].num_heads,
             **_head_macs(vit, self.prefix),
         )
-
-
-def _attention(attn: nn.Module, x_BNC: Tensor, **options: Any) -> tuple[Tensor, Attention]:
-    """What timm's Attention computes, with what was asked of it."""
-    B, N, _ = x_BNC.shape
-    qkv = attn.qkv(x_BNC).view(B, N, 3, attn.num_heads, attn.head_dim)
-    q_BHND, k_BHND, v_BHND = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    out_BHND, attention = attend(attn.q_norm(q_BHND), attn.k_norm(k_BHND), v_BHND, scale=attn.scale, **options)
-    y_BNC = out_BHND.transpose(1, 2).reshape(B, N, -1)
-    if hasattr(attn, "norm"):  # timm has it from 1.0.17 on
-        y_BNC = attn.norm(y_BNC)
-    if getattr(attn, "gate", None) is not None:
-        y_BNC = y_BNC * attn.gate(x_BNC).sigmoid()
-    return attn.proj_drop(attn.proj(y_BNC)), attention
 
 
 def _refuse_what_cannot_be_cut(vit: nn.Module) -> None:

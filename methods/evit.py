@@ -17,6 +17,10 @@ class EViT(Method):
     the official code then scales that token. Distillation tokens are kept; the official code prunes them like patches.
     """
 
+    paper = "Liang et al., ICLR 2022, arXiv 2202.07800"
+    code = "youweiliang/evit @5ca95a7, Apache-2.0"
+    tuning = "finetuned"
+
     def __init__(self, fuse: bool = True, scores: Literal["cls", "received"] = "cls"):
         super().__init__()
         self.fuse, self.scores = fuse, scores

@@ -7,6 +7,8 @@ from tokred import METHODS, Assignment, Attention, Method, Tokens
 class NoReduction(Method):
     """Keeps all tokens; a schedule that removes any is refused."""
 
+    tuning = "none"
+
     def assign(self, tokens: Tokens, attention: Attention | None, keep: int) -> Assignment:
         raise ValueError("none removes nothing; give it no r, keep_rate, tokens or budget")
 

@@ -10,8 +10,10 @@ class RandomDrop(Method):
     The draw follows from ``seed`` and the sample's own pixels, so a sample loses the same tokens in any batch.
     """
 
+    tuning = "none"
     conserves_mass = False
     random = True
+    other_sites = ("input", "before_attention", "after_mlp")
 
     def __init__(self, seed: int = 0):
         super().__init__()

@@ -12,7 +12,9 @@ class RandomMerge(Method):
     The draw follows from ``seed`` and the sample's own pixels, so a sample is merged alike in any batch.
     """
 
+    tuning = "none"
     random = True
+    other_sites = ("input", "before_attention", "after_mlp")
 
     def __init__(self, proportional_attention: bool = True, seed: int = 0):
         super().__init__()

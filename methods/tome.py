@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from tokred import METHODS, Assignment, Attention, Method, Tokens, matching
+from tokred import METHODS, Assignment, Attention, Method, Place, Tokens, matching
 
 
 @METHODS.register("tome")
@@ -14,6 +14,10 @@ class ToMe(Method):
     merges all sources and drops the last N % k tokens, here the asked number is met and none is dropped; where the official
     "random" returns its destinations in random order, here they keep theirs.
     """
+
+    paper = "Bolya et al., ICLR 2023, arXiv 2210.09461"
+    code = "facebookresearch/ToMe @af95e4b, CC-BY-NC 4.0"
+    tuning = "optional"
 
     def __init__(
         self,
@@ -42,5 +46,5 @@ class ToMe(Method):
             return num_tokens - (num_tokens - prefix) // 2
         return prefix + 1
 
-    def macs(self, num_tokens: int, keep: int, *, prefix: int, channels: int, heads: int) -> int:
-        return matching.pairs(self.matching, num_tokens, keep, prefix) * (channels // heads)
+    def macs(self, num_tokens: int, keep: int, at: Place) -> int:
+        return matching.pairs(self.matching, num_tokens, keep, at.prefix) * (at.channels // at.heads)

@@ -10,6 +10,9 @@ class TopK(Method):
     """Kept tokens come by falling attention. ``scores``: "cls" (attention the class token pays), or "received" (mean attention
     each token receives) for models without one."""
 
+    paper = "Haurum et al., ICCVW 2023, arXiv 2308.04657"
+    code = "JoakimHaurum/TokenReduction @88fe07e, MIT"
+    tuning = "finetuned"
     conserves_mass = False
 
     def __init__(self, scores: Literal["cls", "received"] = "cls"):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tokred import METHODS, Assignment, Attention, Method, Tokens, matching
+from tokred import METHODS, Assignment, Attention, Method, Place, Tokens, matching
 
 
 @METHODS.register("vid_tldr")
@@ -16,6 +16,9 @@ class VidTLDR(Method):
     prefix are never merged and have no part in the saliency's mean; the official code knows models without one only.
     """
 
+    paper = "Choi et al., CVPR 2024, arXiv 2403.13347"
+    code = "mlvlab/vid-TLDR @a25051d, MIT (its vid_TLDR.py has the header of ToMe's licence)"
+    tuning = "none"
     proportional_attention = True
     conserves_mass = False
     statistics = ("row_entropy",)
@@ -33,8 +36,8 @@ class VidTLDR(Method):
     def fewest(self, num_tokens: int, prefix: int) -> int:
         return num_tokens - (num_tokens - prefix) // 2
 
-    def macs(self, num_tokens: int, keep: int, *, prefix: int, channels: int, heads: int) -> int:
-        return matching.pairs("bipartite", num_tokens, keep, prefix) * channels
+    def macs(self, num_tokens: int, keep: int, at: Place) -> int:
+        return matching.pairs("bipartite", num_tokens, keep, at.prefix) * at.channels
 
 
 def saliency(row_entropy_BN: Tensor, *, prefix: int = 0) -> Tensor:

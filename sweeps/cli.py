@@ -20,6 +20,7 @@ from tokred.registry import BACKBONES, METHODS, Registry, load_file
 USAGE = """\
 usage: tokred sweep [KEY=VALUE ...]   compare methods: accuracy, MACs, speed   (in a clone: python sweep.py [KEY=VALUE ...])
        tokred list [PATTERN]          methods and backbones, a line each
+       tokred list --markdown         the methods in full, as docs/methods.md
 """
 
 HELP = """\
@@ -49,9 +50,11 @@ Axes: give one value, or a list of values.
   keep_rate    share of the tokens kept at each of layers: keep_rate=[0.7] layers=[3,6,9]
   tokens       tokens that leave each layer: tokens=[[256,128,128,64,64,64]]
   shape        of budgets: {shapes}
-  layers       where tokens go, from 0: layers=[3,6,9], or a list of such lists
+  layers       where tokens go, from 0: layers=[3,6,9], or a list of such lists; several of them, or of shapes, make a heat-map
   match        a method: the others also run with as many MACs as it spends on the same amount: r=[[60,20]] match=vid_tldr
   seeds        how many draws of a random method: seeds=3
+  calibration  where counts differ by sample, the data a budget is met on: calibration.root=FOLDER calibration.limit=64
+               (budget=null: such methods do as their options say)
 
 Data: data=NAME data.KEY=VALUE
 {data}  or a published set, in the folder data.root=FOLDER:
@@ -129,6 +132,7 @@ def _sweep(words: Sequence[str]) -> int:
 
 
 def _show(store, console: Console) -> None:
+    from tokred.analysis.heatmap import save_heatmaps
     from tokred.analysis.pareto import save_pareto
     from tokred.analysis.rows import rows, write_csv
     from tokred.analysis.table import print_metrics, print_table
@@ -140,7 +144,8 @@ def _show(store, console: Console) -> None:
     written = [write_csv(found, store.folder / "results.csv")]
     if len(every) > len(found):
         written.append(write_csv(every, store.folder / "metrics.csv"))
-    written += [path for path in save_pareto(found, store.folder) if path.suffix != ".csv"]
+    figures = [*save_pareto(found, store.folder), *save_heatmaps(found, store.folder)]
+    written += [path for path in figures if path.suffix != ".csv"]
     _say(console, "written: " + ", ".join(str(path) for path in written))
 
 
@@ -175,6 +180,11 @@ def _wrapped(names: Sequence[str]) -> str:
 
 
 def _list(words: Sequence[str]) -> int:
+    if words == ["--markdown"]:
+        from tokred.catalogue import markdown
+
+        print(markdown(METHODS), end="")
+        return 0
     if len(words) > 1:
         raise ValueError(f"tokred list takes one pattern at most, as tokred list 'timm/*small*'; got {' '.join(words)}")
     found = _plugins(words[0] if words else "*", every=bool(words))
@@ -204,8 +214,10 @@ def _plugins(pattern: str, *, every: bool = False) -> str:
 
 
 def _method_line(cls: type[Method]) -> str:
-    options = ", ".join(method_options(cls))
-    return f"  {cls.name:<14} {_about(sys.modules[cls.__module__])}" + (f" [{options}]" if options else "")
+    """A line; its options on one of their own where there are many."""
+    line = f"  {cls.name:<14} {_about(sys.modules[cls.__module__])}"
+    options = f"[{', '.join(method_options(cls))}]".replace("[]", "")
+    return f"{line} {options}".rstrip() if len(line) + len(options) < 150 else f"{line}\n{'':<17}{options}"
 
 
 def _loaded(registry: Registry) -> Registry:

@@ -20,7 +20,12 @@ CONF = Path(__file__).resolve().parent / "conf"
 AMOUNTS = ("budget", "r", "keep_rate", "tokens")
 SHARES = ("budget", "keep_rate")
 GROUPS = ("data", "experiment", "task")  # their values are names of files in CONF
-OPEN = ("options", "sizes", "data")  # what is in these depends on methods, backbones and data, which check it
+OPEN = (
+    "options",
+    "sizes",
+    "data",
+    "calibration",
+)  # what is in these depends on methods, backbones and data, which check it
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -32,7 +37,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Axes are lists. ``amounts``: (kind, amount) pairs, kind one of budget, r, keep_rate, tokens."""
+    """Axes are lists. ``amounts``: (kind, amount) pairs, kind one of budget, r, keep_rate, tokens, own."""
 
     task: str
     methods: list[str]
@@ -49,6 +54,7 @@ class SweepConfig:
     allow_clip: bool
     seeds: int
     data: dict[str, Any]
+    calibration: dict[str, Any]
     batch_size: int
     workers: int
     device: str
@@ -83,6 +89,7 @@ def read_config(overrides: Sequence[str]) -> SweepConfig:
         allow_clip=_a(bool, raw, "allow_clip"),
         seeds=_at_least(1, raw, "seeds"),
         data=_mapping(raw, "data"),
+        calibration=_mapping(raw, "calibration"),
         batch_size=_at_least(1, raw, "batch_size"),
         workers=_at_least(0, raw, "workers"),
         device=_one_of(("auto", "cpu", "cuda"), raw, "device"),
@@ -138,7 +145,7 @@ def _check_known(key: str) -> None:
 def _opened(word: Override) -> str:
     """Hydra asks for ``++`` where a setting is not listed; here that is for those to say who take it."""
     text, key = (word.input_line or "").lstrip("+"), word.key_or_group
-    is_open = key.startswith(tuple(f"{name}." for name in OPEN)) or key in ("options", "sizes", "timing")
+    is_open = key.startswith(tuple(f"{name}." for name in OPEN)) or key in ("options", "sizes", "calibration", "timing")
     return "++" + text if is_open or key.startswith("timing.") else text
 
 
@@ -176,12 +183,15 @@ def _options(raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _amounts(raw: dict[str, Any], asked: Sequence[str]) -> list[tuple[str, Any]]:
-    """Of the four kinds the one that was asked for; a budget that was not, the default, gives way to the others."""
+    """Of the four kinds the one that was asked for; a budget that was not, the default, gives way to the others. None of them:
+    methods whose counts differ by sample do as their options say."""
     given = [kind for kind in AMOUNTS if raw[kind] is not None]
     by_hand = [kind for kind in given if kind in asked]
     given = by_hand or [kind for kind in given if kind != "budget"] or given
+    if not given:
+        return [("own", None)]
     if len(given) != 1:
-        raise ValueError(f"give one of {', '.join(AMOUNTS)}; got {' and '.join(given) or 'none'}")
+        raise ValueError(f"give one of {', '.join(AMOUNTS)}; got {' and '.join(given)}")
     kind, amounts = given[0], raw[given[0]]
     if kind != "budget" and "shape" in asked:
         raise ValueError(f"shape goes with budget: it says where one is spent; the amounts here are {kind}")

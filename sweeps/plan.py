@@ -18,9 +18,10 @@ import torch
 import tokred
 from tokred import Backbone, Method, ReducedModel
 from tokred.backbone import family_of
-from tokred.data import DataSource
+from tokred.data import DataSource, create_data
 from tokred.record import key_of
-from tokred.reduction import check_options, create_method, plan_schedule
+from tokred.reduced import only_layer
+from tokred.reduction import check_options, check_saves, create_method, plan_schedule
 from tokred.registry import METHODS
 from tokred.schedule import Schedule
 from tokred.sweeps.config import SweepConfig
@@ -28,6 +29,7 @@ from tokred.tasks import TASKS, Task
 from tokred.weights import digest
 
 RANDOM_WEIGHTS_SEED = 0
+CALIBRATION_SAMPLES = 64
 DATA_PATHS = ("root", "csv", "annotation", "answer_list", "videos")  # what is there is in the data's digest
 
 
@@ -39,13 +41,16 @@ class Cell:
     spec: dict[str, Any]
     schedule: Schedule | None
     refused: str | None = None
+    budget: float | None = None  # to be met by an option of the method, on calibration samples, when the cell is run
 
     @property
     def label(self) -> str:
         """All that tells it from the other cells of its group: ``tome matching=kth budget 0.5 front``."""
         schedule, seed = self.spec["schedule"], self.spec["seed"]
         parts = [self.spec["method"], *(f"{name}={value}" for name, value in self.spec["options"].items())]
-        if schedule["kind"] != "none":
+        if schedule["kind"] == "own":
+            parts.append("as its options say")
+        elif schedule["kind"] != "none":
             parts.append(f"{schedule['kind']} {schedule['amount']}")
         if schedule["shape"] is not None:
             parts.append(schedule["shape"])
@@ -105,11 +110,28 @@ def _create(name: str, weights: str, task: str, sizes: dict[str, Any]) -> Backbo
             raise ValueError(f"{name} cannot be made ({given}): {type(error).__name__}: {error}") from error
 
 
-def build_method(cell: Cell) -> Method:
-    options = dict(cell.spec["options"])
+def build_method(cell: Cell, **solved: Any) -> Method:
+    """``solved``: what calibration found, or tries."""
+    options = cell.spec["options"] | solved
     if cell.spec["seed"] is not None:
         options["seed"] = cell.spec["seed"]
     return create_method(cell.spec["method"], **options)
+
+
+def calibration_data(config: SweepConfig, data: DataSource) -> DataSource:
+    """The samples, apart from the data, on which budgets of methods are met whose counts differ by sample: those that
+    ``calibration`` names, or that the data itself has. Raises ValueError where there are none."""
+    if not config.calibration:
+        if (apart := data.apart(CALIBRATION_SAMPLES)) is None:
+            raise ValueError(
+                "its counts differ by sample, so that a budget is met on samples apart from the test: give "
+                "calibration.root=FOLDER (and calibration.limit=64), or budget=null, and it does as its options say"
+            )
+        return apart
+    apart = create_data(**{**data.description(), **config.calibration})
+    if apart.digest() == data.digest():
+        raise ValueError("the calibration samples are those of the test; give others")
+    return apart
 
 
 def _methods(config: SweepConfig) -> list[tuple[str, dict[str, Any]]]:
@@ -122,12 +144,20 @@ def _methods(config: SweepConfig) -> list[tuple[str, dict[str, Any]]]:
         if name == "none":
             continue
         options = config.options.get(name, {})
+        if config.methods == ["all"] and config.amounts[0][0] == "budget":
+            options = _where_it_saves(name) | options
         axes = [value if isinstance(value, list) else [value] for value in options.values()]
         for values in itertools.product(*axes):
             chosen = dict(zip(options, values, strict=True))
             check_options(name, METHODS[name], chosen)
             found.append((name, chosen))
     return found
+
+
+def _where_it_saves(name: str) -> dict[str, Any]:
+    """Of a method that works at the encoder's output a place inside, where it saves MACs: all methods are asked for a budget."""
+    cls = METHODS[name]
+    return {"site": cls.other_sites[0]} if cls.site == "output" and cls.other_sites else {}
 
 
 def _group(
@@ -153,11 +183,12 @@ def _group(
         **task.identity(),
         "core": _core_hash(),
     }
-    cells = [_cell(backbone, fixed, identity, "none", {}, _amount(None, None, None, None), None, config)]
+    place = _Place(backbone, fixed, identity, config, data)
+    cells = [_cell(place, "none", {}, _amount(None, None, None, None), None)]
     for method, options in methods:
         for amount in _all_amounts(config, method):
             for seed in _seeds(method, options, config):
-                cells.append(_cell(backbone, fixed, identity, method, options, amount, seed, config))
+                cells.append(_cell(place, method, options, amount, seed))
     return Group(name, weights, why, tuple({cell.key: cell for cell in cells}.values()))
 
 
@@ -185,34 +216,50 @@ def _seeds(method: str, options: dict[str, Any], config: SweepConfig) -> list[in
     return list(range(config.seeds)) if create_method(method, **options).random and "seed" not in options else [None]
 
 
-def _cell(
-    backbone: Backbone,
-    fixed: dict[str, Any],
-    identity: dict[str, Any],
-    method: str,
-    options: dict[str, Any],
-    amount: dict[str, Any],
-    seed: int | None,
-    config: SweepConfig,
-) -> Cell:
-    spec = {"method": method, "options": options, **fixed, "schedule": amount, "seed": seed}
+@dataclass(frozen=True)
+class _Place:
+    """What the cells of a group share."""
+
+    backbone: Backbone
+    fixed: dict[str, Any]  # of their spec
+    identity: dict[str, Any]  # of their key
+    config: SweepConfig
+    data: DataSource
+
+
+def _cell(place: _Place, name: str, options: dict[str, Any], amount: dict[str, Any], seed: int | None) -> Cell:
+    fixed = place.fixed
+    spec = {"method": name, "options": options, **fixed, "schedule": amount, "seed": seed}
     content = {
-        **identity,
+        **place.identity,
         # of weights and data, the contents count and not the paths
         "cell": {**spec, "weights": None, "data": fixed["data"] | dict.fromkeys(DATA_PATHS)},
-        "method": _source_hash(METHODS[method]),
+        "method": _source_hash(METHODS[name]),
         "family": _source_hash(family_of(fixed["backbone"])),
     }
     try:
-        plan = _schedule(backbone, create_method(method, **options), amount, config.allow_clip)
+        method, clip = create_method(name, **options), place.config.allow_clip
+        if not (method.varies and amount["kind"] == "budget"):
+            plan = _schedule(place.backbone, method, amount, clip)
+            return Cell(key_of({**content, "tokens": plan.tokens}), spec, plan)
+        check_saves(method)
+        plan = plan_schedule(place.backbone, method, layers=amount["layers"])
+        apart = calibration_data(place.config, place.data)
+        spec["calibration"] = apart.description()
+        budget = _share_of(place.backbone, amount, clip) if "match" in amount else amount["amount"]
+        key = key_of({**content, "layers": plan.own_layers, "budget": budget, "calibration": apart.digest()})
+        return Cell(key, spec, plan, budget=budget)
     except ValueError as error:
         return Cell(key_of({**content, "tokens": None}), spec, None, str(error))
-    return Cell(key_of({**content, "tokens": plan.tokens}), spec, plan)
 
 
 def _schedule(backbone: Backbone, method: Method, amount: dict[str, Any], allow_clip: bool) -> Schedule:
     if amount["kind"] == "none":
         return plan_schedule(backbone, method)
+    if amount["kind"] == "own":
+        if not method.varies:
+            raise ValueError(f"{method.name} removes as much as it is told: give budget, r, keep_rate or tokens")
+        return plan_schedule(backbone, method, layers=amount["layers"])
     if "match" in amount:
         return _matched(backbone, method, amount, allow_clip)
     given: dict[str, Any] = {amount["kind"]: amount["amount"], "layers": amount["layers"]}
@@ -223,16 +270,27 @@ def _schedule(backbone: Backbone, method: Method, amount: dict[str, Any], allow_
 
 def _matched(backbone: Backbone, method: Method, amount: dict[str, Any], allow_clip: bool) -> Schedule:
     """As many MACs as the other method spends on this amount, its own included, in the same proportions over the layers."""
-    other = create_method(amount["match"], **amount.get("match_options", {}))
-    own = {name: value for name, value in amount.items() if not name.startswith("match")}
-    theirs = _schedule(backbone, other, own, allow_clip)
-    reduced = ReducedModel(backbone, other, theirs)
-    budget = reduced.cost().macs / reduced.unreduced_cost().macs
+    theirs = _others(backbone, amount, allow_clip).schedule
+    budget = _share_of(backbone, amount, allow_clip)
     before = (theirs.num_input_tokens, *theirs.tokens[:-1])
     removed = [num - keep for num, keep in zip(before, theirs.tokens, strict=True)]
-    return replace(
-        plan_schedule(backbone, method, budget=budget, shape=removed), spec=f"{theirs.spec}, MACs of {amount['match']}"
-    )
+    shape = None if only_layer(method, backbone) else removed  # where it works once, that is where
+    plan = plan_schedule(backbone, method, budget=budget, shape=shape)
+    return replace(plan, spec=f"{theirs.spec}, MACs of {amount['match']}")
+
+
+def _others(backbone: Backbone, amount: dict[str, Any], allow_clip: bool) -> ReducedModel:
+    """What the method that is matched makes of the amount."""
+    other = create_method(amount["match"], **amount.get("match_options", {}))
+    if other.varies:
+        raise ValueError(f"match needs a method with the same counts for all samples; those of {other.name} differ")
+    own = {name: value for name, value in amount.items() if not name.startswith("match")}
+    return ReducedModel(backbone, other, _schedule(backbone, other, own, allow_clip))
+
+
+def _share_of(backbone: Backbone, amount: dict[str, Any], allow_clip: bool) -> float:
+    reduced = _others(backbone, amount, allow_clip)
+    return reduced.cost().macs / reduced.unreduced_cost().macs
 
 
 @cache

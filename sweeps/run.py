@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import lightning
@@ -19,11 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import tokred
 from tokred import Backbone, ReducedModel, timing
+from tokred.calibration import Calibration, calibrated
+from tokred.cost import Cost, mean
 from tokred.data import DataSource
 from tokred.lit import EvaluationData, evaluate
 from tokred.record import Record, Store, Timing, key_of, wilson, write_json
 from tokred.sweeps.config import SweepConfig
-from tokred.sweeps.plan import Cell, Group, build_backbone, build_method, build_task
+from tokred.sweeps.plan import Cell, Group, build_backbone, build_method, build_task, calibration_data
 from tokred.tasks.task import AGREEMENT, Metric, Outcome, Task
 
 AS_IT_IS: Any = {"highlight": False, "markup": False, "soft_wrap": True}  # for the console: a name may hold brackets
@@ -107,6 +109,15 @@ class _Bench:
     config: SweepConfig
     store: Store
 
+    @cached_property
+    def calibration_inputs(self) -> list[torch.Tensor]:
+        """Read once, when the first cell asks for them."""
+        data, config, backbone = calibration_data(self.config, self.samples.source), self.config, self.backbone
+        loader = data.loader(
+            backbone.sample_shape, backbone.preprocess(), batch_size=config.batch_size, num_workers=config.workers
+        )
+        return [batch.inputs.reshape(-1, *backbone.sample_shape) for batch in loader if len(batch.index_B)]
+
 
 def _run_cell(cell: Cell, bench: _Bench, on_batch: Callable[[], None]) -> Record:
     """One cell to one record in the store; what goes wrong in it is its record's reason."""
@@ -127,7 +138,7 @@ def _evaluated(
     """Status, reason, result and predictions."""
     if cell.refused is not None or cell.schedule is None:
         return "refused", cell.refused, {}, None
-    model, config = ReducedModel(bench.backbone, build_method(cell), cell.schedule).eval(), bench.config
+    (model, solved), config = _model(cell, bench), bench.config
     evaluation = bench.task.evaluation(model, on_batch)
     evaluate(evaluation, bench.samples, device=device_of(config), precision=config.precision)
     outcome = evaluation.outcome()
@@ -135,7 +146,19 @@ def _evaluated(
         first = ", ".join(map(str, outcome.invalid[:5]))
         return "invalid", f"the scores of {len(outcome.invalid)} samples are not finite (indices {first})", {}, None
     kept = outcome.arrays | _reference(cell, bench.group, outcome, bench.store)
-    return "done", None, _result(model, bench.group, bench.task, outcome, kept), kept
+    result = _result(model, bench.group, bench.task, outcome, kept) | _spent(model, evaluation.counts, bench.task)
+    return "done", None, result | ({"calibration": asdict(solved)} if solved else {}), kept
+
+
+def _model(cell: Cell, bench: _Bench) -> tuple[ReducedModel, Calibration | None]:
+    """The model of the cell, and where its method's counts differ by sample how the budget was met."""
+    assert cell.schedule is not None
+    if cell.budget is None:
+        return ReducedModel(bench.backbone, build_method(cell), cell.schedule).eval(), None
+    model, solved = calibrated(
+        bench.backbone, lambda own: build_method(cell, **own), cell.schedule, cell.budget, bench.calibration_inputs
+    )
+    return model.eval(), solved
 
 
 def conditions_of(config: SweepConfig) -> dict[str, Any]:
@@ -187,12 +210,41 @@ def _result(
         "num_input_tokens": model.schedule.num_input_tokens,
         "tokens": list(model.schedule.tokens),
         "requested_tokens": list(model.schedule.requested),
-        "gmacs": cost.gmacs,
+        "site": model.method.site,
         "gmacs_unreduced": unreduced.gmacs,
+        **_gmacs(cost),
+        **task.costs(model.schedule.tokens[-1]),
+    }
+
+
+def _gmacs(cost: Cost) -> dict[str, Any]:
+    return {
+        "gmacs": cost.gmacs,
         "gmacs_reduction": cost.gmacs_reduction,
         "gmacs_by_part": cost.by_part,
         "gmacs_by_layer": cost.by_layer,
-        **task.costs(model),
+    }
+
+
+def _spent(model: ReducedModel, counts: Sequence[torch.Tensor], task: Task) -> dict[str, Any]:
+    """Where counts differ by sample: what was left and spent, the mean of the samples; and what their batches spent, which are
+    padded to their longest."""
+    if not counts:
+        return {}
+    num_NL = torch.cat(list(counts))
+    costs = model.costs(num_NL)
+    gmacs_N = np.array([cost.gmacs for cost in costs])
+    longest = model.costs(torch.stack([num_BL.amax(0) for num_BL in counts]))
+    padded_N = np.repeat([cost.gmacs for cost in longest], [len(num_BL) for num_BL in counts])
+    return {
+        **_gmacs(mean(costs)),
+        "tokens": num_NL.double().mean(0).tolist(),
+        "tokens_sd": num_NL.double().std(0, correction=0).tolist(),
+        "tokens_p95": num_NL.double().quantile(0.95, dim=0).tolist(),
+        "gmacs_sd": float(gmacs_N.std()),
+        "gmacs_p95": float(np.quantile(gmacs_N, 0.95)),
+        "gmacs_padded": float(padded_N.mean()),
+        **task.costs(round(float(num_NL[:, -1].double().mean()))),
     }
 
 
@@ -241,7 +293,9 @@ def _time(cells: Sequence[Cell], bench: _Bench, progress: Progress, title: str) 
     models: dict[str, torch.nn.Module] = {timing.UNREDUCED: backbone, timing.NULL: backbone}
     for cell in cells:
         assert cell.schedule is not None
-        models[cell.key] = ReducedModel(backbone, build_method(cell), cell.schedule).eval()
+        models[cell.key] = ReducedModel(
+            backbone, build_method(cell, **_solved(cell, bench.store)), cell.schedule
+        ).eval()
     task = progress.add_task(f"{title}: speed", total=config.timing.rounds)
     if progress.disable:
         progress.console.print(f"{title}: speed: {config.timing.rounds} rounds of {len(models)} models", **AS_IT_IS)
@@ -263,6 +317,13 @@ def _time(cells: Sequence[Cell], bench: _Bench, progress: Progress, title: str) 
             conditions_of(config),
         )
     )
+
+
+def _solved(cell: Cell, store: Store) -> dict[str, Any]:
+    """The option that calibration found for the cell."""
+    record = store.get(cell.key)
+    found = None if record is None else record.result.get("calibration")
+    return {found["option"]: found["value"]} if found else {}
 
 
 @contextmanager

@@ -155,6 +155,17 @@ def test_no_rounds_skip_the_speed(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "run").glob("*.png")) == ["pareto_gmacs.png"]
 
 
+@pytest.mark.parametrize("axis", ["shape=[constant,front]", "layers=[[0],[1,2]]"])
+def test_several_shapes_or_layers_are_drawn_as_a_heat_map(axis, tmp_path, capsys):
+    words = [f"sizes.{name}={n}" for name, n in SMALL.items()]
+    words += ["backbones=mini_mean", "weights=random", "methods=tome", "data.num_clips=2", "timing.rounds=0"]
+    assert sweep([*words, axis, "budget=0.8", f"out={tmp_path / 'run'}"]) == 0
+    said = capsys.readouterr().out
+    for kind in ("png", "svg"):
+        assert f"{tmp_path / 'run'}/heatmap-mini_mean.{kind}" in said
+    assert len((tmp_path / "run" / "heatmap-mini_mean.csv").read_text().splitlines()) == 3
+
+
 def test_an_unreadable_record_is_one_line_that_names_it(tmp_path, capsys):
     words = [f"sizes.{name}={n}" for name, n in SMALL.items()]
     words += ["backbones=mini_mean", "weights=random", "methods=none", "data.num_clips=2", "timing.rounds=0"]
@@ -215,7 +226,7 @@ def test_help_fits_a_wide_terminal(help_text):
 def test_list_has_a_line_for_each_method_and_backbone(capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    names = [line.split()[0] for line in lines if line.startswith("  ")]
+    names = [line.split()[0] for line in lines if re.match(r"  \S", line)]  # a line of options alone lies further in
     assert len(names) == len(set(names)) and {*list_methods(), "mini_cls", "mini_mean"} < set(names)
 
 

@@ -243,7 +243,7 @@ def reduced_model(model: str, way: str) -> tuple[ReducedModel, Tensor]:
 @pytest.fixture
 def traceable(monkeypatch):
     """fvcore's tracer cannot follow the view of an input's bits that random methods draw from; a constant draw costs the same."""
-    monkeypatch.setattr("tokred.reduction.sample_key", lambda inputs: torch.zeros(inputs.shape[0], dtype=torch.long))
+    monkeypatch.setattr("tokred.reduced.sample_key", lambda inputs: torch.zeros(inputs.shape[0], dtype=torch.long))
 
 
 @pytest.mark.parametrize(("model", "way"), pairs())
@@ -314,4 +314,4 @@ def test_a_method_before_attention_saves_attention_and_mlp_of_its_layer():
     # 17 tokens come, 5 go in layer 0 and 2 in layer 2
     assert early["mlp"] == (12 + 12 + 10) * widths.mlp[0]
     assert late["mlp"] == (17 + 12 + 12) * widths.mlp[0]
-    assert early["attention"] == (12**2 + 12**2 + 10**2) * widths.attention[0]
+    assert early["attention"] == (12**2 + 12**2 + 10**2) * (widths.logits[0] + widths.mixing[0])

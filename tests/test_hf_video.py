@@ -21,7 +21,7 @@ import tokred.backbones.hf_video
 from tokred import BACKBONES, METHODS
 from tokred.preprocess import Preprocess
 from tokred.reduction import as_backbone
-from tokred.testing import CLAIMS, Case, missing_class_token_is_refused, option_variants, spread_
+from tokred.testing import CLAIMS, Case, option_variants, spread_, what_it_cannot_run_on_is_refused
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.disable_progress_bar()
@@ -281,7 +281,7 @@ def test_contract(case, claim):
 
 
 def test_a_method_that_needs_a_class_token_is_refused_on_videomae():
-    missing_class_token_is_refused(Case("evit", as_backbone(model_of("videomae"))))
+    what_it_cannot_run_on_is_refused(Case("evit", as_backbone(model_of("videomae"))))
 
 
 # What is refused

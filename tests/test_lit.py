@@ -15,7 +15,7 @@ from tokred.lit import EvaluationData
 from tokred.tasks.classification import Classifying
 
 SHAPE, NUM_CLASSES = (3, 2, 2), 4
-BACKBONE = SimpleNamespace(sample_shape=SHAPE, preprocess=Preprocess)
+BACKBONE = SimpleNamespace(sample_shape=SHAPE, preprocess=Preprocess, head=lambda logits: logits)
 
 
 class Pictures(DataSource):
@@ -48,12 +48,15 @@ class Pictures(DataSource):
 class Model(nn.Module):
     """Logits from a linear map; ``nan_at``: samples, by the first of their values, whose logits are not a number."""
 
-    backbone = BACKBONE
+    backbone, method = BACKBONE, SimpleNamespace(varies=False)
 
     def __init__(self, nan_at=None):
         super().__init__()
         self.linear, self.nan_at, self.calls = nn.Linear(12, NUM_CLASSES), nan_at, 0
         nn.init.normal_(self.linear.weight, generator=torch.Generator().manual_seed(0))
+
+    def run(self, inputs):
+        return self(inputs)
 
     def forward(self, inputs):
         self.calls += 1

@@ -11,9 +11,11 @@ from matplotlib.colors import same_color
 from matplotlib.lines import Line2D
 
 from tests.records import full_run, new_run
+from tokred.analysis.crowd import pale
 from tokred.analysis.look import COLOURS, MARKERS, UNREDUCED, WELL_KNOWN, Look, looks, printable
 from tokred.analysis.pareto import draw_gmacs, draw_speedup, over_gmacs, over_speedup, save_pareto
 from tokred.analysis.rows import Row, rows
+from tokred.registry import METHODS
 
 NASTY = ["$\\foo$", "$", "_hidden", "a" * 200, "<b>&\x00\n", "名前", "^_{x}"]
 
@@ -155,6 +157,14 @@ def test_equal_costs_are_drawn_apart():
     assert "side by side" in ax.get_xlabel()
 
 
+def test_many_cells_of_one_cost_stay_inside_the_panel():
+    table = [made_row(value=0.7 + 0.002 * n, gmacs=gmacs, schedule=f"r {n}") for n in range(40) for gmacs in (1.0, 1.3)]
+    ax = draw_gmacs(over_gmacs([*table, made_row("none", gmacs=2.0)]))
+    ax.figure.savefig(io.BytesIO())  # which lays out the axes
+    places = [line.get_transform().transform(line.get_xydata())[0, 0] for line in markers(ax)]
+    assert ax.bbox.x0 < min(places) and max(places) < ax.bbox.x1
+
+
 def test_figures_are_saved_with_the_points_that_were_drawn(full, tmp_path):
     paths = save_pareto(full, tmp_path / "figures")
     names = [f"pareto_{cost}.{kind}" for cost in ("gmacs", "speedup") for kind in ("png", "svg", "csv")]
@@ -206,6 +216,73 @@ def test_settings_of_matplotlib_are_put_back(full, tmp_path):
     assert dict(matplotlib.rcParams) == before
 
 
+# Many methods
+
+MANY = [made_row("none", value=0.96, gmacs=2.0)] + [
+    made_row(name, value=0.9 - 0.005 * number, low=0.88 - 0.005 * number, high=0.92 - 0.005 * number)
+    for number, name in enumerate(WELL_KNOWN[:12])
+]
+
+
+def test_of_many_methods_those_on_the_front_are_named_where_they_stand():
+    texts = [text.get_text() for text in draw_gmacs(over_gmacs(MANY)).texts]
+    assert sorted(texts) == [WELL_KNOWN[0], "unreduced"]
+
+
+def test_of_few_methods_the_legend_alone_names_them():
+    assert [text.get_text() for text in draw_gmacs(over_gmacs(MANY[:8])).texts] == ["unreduced"]
+
+
+def test_of_many_methods_those_off_the_front_are_pale_and_keep_their_marker():
+    points = over_gmacs(MANY)
+    given = looks([(point.method, point.options) for point in points])
+    for point, line in zip(points, markers(draw_gmacs(points)), strict=True):
+        look = given[point.method, point.options]
+        assert line.get_marker() == look.marker
+        full = point.on_front or point.method == "none"
+        assert same_color(line.get_color(), look.colour if full else pale(look.colour))
+
+
+def test_the_legend_shows_many_methods_as_the_panel_does():
+    ax = draw_gmacs(over_gmacs(MANY))
+    (legend,) = ax.figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels[0] == WELL_KNOWN[0] and sorted(labels[1:12]) == sorted(WELL_KNOWN[1:12])
+    hollow = [same_color(handle.get_markerfacecolor(), "white") for handle in legend.legend_handles[:12]]
+    assert hollow == [False] + [True] * 11
+
+
+def test_what_is_far_below_many_others_stands_on_the_edge_and_is_named_with_its_value():
+    ax = draw_gmacs(over_gmacs([*MANY, made_row("tofu", value=0.042, low=0.03, high=0.05)]))
+    assert ax.get_xlabel().endswith("on the lower edge, far below, in %: tofu 4")
+    bottom, top = ax.get_ylim()
+    assert bottom > 0.7 and all(bottom < line.get_ydata()[0] < top for line in markers(ax))
+
+
+def test_of_few_methods_the_axis_reaches_down_to_the_lowest():
+    ax = draw_gmacs(over_gmacs([*MANY[:5], made_row("tofu", value=0.042, low=0.03, high=0.05)]))
+    assert ax.get_ylim()[0] < 0.03
+
+
+def test_every_name_is_inside_a_figure_of_many_methods():
+    many = [*MANY, *(made_row(name, value=0.7, gmacs=1.5) for name in WELL_KNOWN[12:])]
+    ax = draw_gmacs(over_gmacs(many))
+    figure = ax.figure
+    figure.savefig(io.BytesIO())  # which lays out the texts
+    (legend,) = figure.legends
+    extents = [text.get_window_extent() for text in (*legend.get_texts(), *ax.texts)]
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 for box in extents)
+    assert ax.bbox.height > 0.4 * figure.bbox.height, "the legend leaves room for the panel"
+
+
+# Looks
+
+
+def test_every_method_that_comes_with_tokred_has_a_look_of_its_own():
+    built_in = [cls.name for cls in METHODS if cls.__module__.startswith("tokred.methods.") and cls.name != "none"]
+    assert set(built_in) <= set(WELL_KNOWN), "add the new ones at the end of WELL_KNOWN in analysis/look.py"
+
+
 def test_a_method_looks_the_same_whatever_stands_beside_it():
     alone = looks([("tome", "")])["tome", ""]
     assert looks([(name, "") for name in (*WELL_KNOWN, "mine", "none")])["tome", ""] == alone == Look("#0072B2", "o")
@@ -217,7 +294,7 @@ def test_the_first_methods_differ_in_colour_and_in_marker():
 
 
 def test_no_two_methods_share_a_look():
-    names = [(name, "") for name in WELL_KNOWN] + [(f"mine{i}", "a=1" * (i % 2)) for i in range(46)]
+    names = [(name, "") for name in WELL_KNOWN] + [(f"mine{i}", "a=1" * (i % 2)) for i in range(66 - len(WELL_KNOWN))]
     given = looks([*names, ("none", "")])
     assert len(set(given.values())) == len(names) + 1
     assert given["none", ""] == UNREDUCED

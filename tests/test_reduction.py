@@ -237,7 +237,9 @@ def test_a_schedule_for_another_model_is_refused():
 
 
 def test_an_unknown_site_is_refused_with_the_list():
-    with pytest.raises(ValueError, match="no site 'middle'; there are input, before_attention, after_attention"):
+    with pytest.raises(
+        ValueError, match="no site 'middle'; there are input, before_attention, queries, attention, after_attention"
+    ):
         tokred.reduce(VIT, First("middle"), r=3)
 
 

@@ -286,12 +286,17 @@ def options_for(name: str, method: str) -> dict:
     return {"scores": "received"} if METHODS[method]().needs_cls and not model(name).has_cls else {}
 
 
-REDUCING = [name for name in METHODS.names() if name != "none"]
+# of the others the counts are in the samples, or no MACs of the encoder are left to save
+REDUCING = [
+    name for name in METHODS.names() if name != "none" and not METHODS[name]().varies and METHODS[name].site != "output"
+]
+COMPARED = [
+    (name, method) for name in MODELS for method in REDUCING if "deit" not in name or not METHODS[method].needs_frames
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("method", REDUCING)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "method"), COMPARED)
 def test_the_solver_meets_every_budget_of_a_comparison(name, method, shape):
     # 0.7 and 0.9 are within reach of every shape: a third of the layers, halving at most, leaves an eighth of the tokens
     for budget in (0.7, 0.9):
@@ -299,8 +304,7 @@ def test_the_solver_meets_every_budget_of_a_comparison(name, method, shape):
         assert abs(share / budget - 1) <= BUDGET_TOLERANCE
 
 
-@pytest.mark.parametrize("method", REDUCING)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "method"), COMPARED)
 def test_the_solver_meets_a_budget_of_a_half_in_the_default_shape(name, method):
     share, _ = solved(name, method, 0.5, "constant", **options_for(name, method))
     assert abs(share / 0.5 - 1) <= BUDGET_TOLERANCE

@@ -12,6 +12,7 @@ from tokred.analysis.statistics import (
     accuracy_over_seeds,
     agresti_min,
     discordant,
+    least_detectable,
     mcnemar_exact,
     mcnemar_mid_p,
     median_interval,
@@ -63,6 +64,24 @@ def test_agresti_min_covers_the_truth_in_95_percent_of_draws():
     intervals = [agresti_min(b, c, 1000) for _, b, c, _ in tables]
     covered = np.mean([low <= 0.01 <= high for low, high in intervals])
     assert 0.94 <= covered <= 0.97  # 4000 draws of 95 % have a standard error of 0.35 %
+
+
+def test_a_difference_of_the_least_detectable_size_is_found_in_four_of_five_draws():
+    """1000 samples, 6 % of them discordant: by the planning formula 2.8 sqrt(d / N)."""
+    num, least = 1000, least_detectable(*agresti_min(30, 30, 1000))
+    assert least == pytest.approx(2.8 * math.sqrt(0.06 / num), rel=0.02)
+    shares = [(0.06 + least) / 2, (0.06 - least) / 2]
+    draws = np.random.RandomState(0).multinomial(num, [*shares, 1 - sum(shares)], size=4000)
+    found = np.mean([agresti_min(int(b), int(c), num)[0] > 0 for b, c, _ in draws])
+    assert found == pytest.approx(
+        0.8, abs=0.03
+    )  # the draws' own standard error is 0.006; a discordant sample is 0.02 of power
+
+
+def test_few_clusters_can_detect_less():
+    assert least_detectable(-0.1, 0.1, num_clusters=500) == pytest.approx(least_detectable(-0.1, 0.1), rel=0.01)
+    of_ten = 0.1 / 2.262157 * (2.262157 + 0.841621)  # t's quantile at 9 degrees of freedom, from a printed table
+    assert least_detectable(-0.1, 0.1, num_clusters=10) == pytest.approx(of_ten, rel=1e-5)
 
 
 def test_discordant_counts_both_kinds():

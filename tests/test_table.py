@@ -50,6 +50,16 @@ def test_groups_keep_the_order_of_the_plan(tmp_path):
     assert [row.backbone for row in rows(run.finish())] == ["zeta", "alpha"]
 
 
+def test_a_row_says_to_which_layers_its_tokens_were_restricted(tmp_path):
+    run = new_run(tmp_path)
+    for layers in ([1, 3], None):
+        run.add("tome", schedule={"kind": "budget", "amount": 0.5, "shape": "constant", "layers": layers})
+    assert [(row.layers, row.schedule) for row in rows(run.finish())] == [
+        ("1,3", "budget 0.5 at 1,3"),
+        ("", "budget 0.5"),
+    ]
+
+
 def test_an_accuracy_comes_with_its_wilson_interval(tmp_path):
     run = new_run(tmp_path)
     key = run.add("tome", share=0.5, accuracy=0.85)

@@ -3,7 +3,7 @@
 from tokred import matching
 from tokred.attention import Attention
 from tokred.backbone import create_backbone, list_backbones
-from tokred.model import Backbone, Method, Widths
+from tokred.model import Backbone, Method, Place, Widths
 from tokred.reduction import ReducedModel, Trace, create_method, list_methods, reduce
 from tokred.registry import BACKBONES, METHODS
 from tokred.schedule import Schedule
@@ -19,6 +19,7 @@ __all__ = [
     "Attention",
     "Backbone",
     "Method",
+    "Place",
     "ReducedModel",
     "Schedule",
     "Tokens",

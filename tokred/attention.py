@@ -28,12 +28,13 @@ _CHUNK_ELEMENTS = 2**22  # of a chunk's logits: 16 MiB in float32, about the siz
 class Attention:
     """Queries, keys and values of one layer, and the statistics that were asked for.
 
-    ``scale`` is what q @ k is multiplied with; ``bias_BN`` what proportional attention adds for each key.
+    ``scale`` is what q @ k is multiplied with; ``bias_BN`` what proportional attention adds for each key. ``v_BHND`` is None
+    at the site "attention", where values are of the tokens that are left.
     """
 
     q_BHND: Tensor
     k_BHND: Tensor
-    v_BHND: Tensor
+    v_BHND: Tensor | None
     scale: float
     bias_BN: Tensor | None = None
     found: dict[str, Tensor] = field(default_factory=dict)
@@ -83,22 +84,78 @@ def attend(
     ``biased_statistics=False`` leaves ``bias_BN`` out of the statistics (vid-TLDR scores so), never out of the output.
     Statistics are detached: no gradient flows through a decision.
     """
-    unknown = [name for name in statistics if name not in STATISTICS]
-    if unknown:
-        raise ValueError(f"no attention statistic {unknown[0]!r}; there are {', '.join(STATISTICS)}")
+    _check_known(statistics)
     mask_BN = _key_mask(bias_BN, valid_BN)
     seen_BN = mask_BN if biased_statistics else _key_mask(None, valid_BN)
     found: dict[str, Tensor] = {}
-    if all(name == "cls_row" for name in statistics):
-        out_BHND = F.scaled_dot_product_attention(
-            q_BHND, k_BHND, v_BHND, attn_mask=_as_mask(mask_BN, q_BHND), scale=scale
-        )
+    if _only_cls_row(statistics):
+        out_BHND = plain(q_BHND, k_BHND, v_BHND, scale=scale, bias_BN=bias_BN, valid_BN=valid_BN)
     else:
-        out_BHND, found = _attend_in_chunks(q_BHND, k_BHND, v_BHND, scale, mask_BN, seen_BN, statistics, valid_BN)
-    if "cls_row" in statistics:
-        row_BH1N = _weights(q_BHND[:, :, :1].detach(), k_BHND.detach(), scale, seen_BN)
-        found["cls_row"] = row_BH1N.mean(1).squeeze(1)
+        outputs, found = _in_chunks(q_BHND, k_BHND, v_BHND, scale, mask_BN, seen_BN, statistics, valid_BN)
+        out_BHND = torch.cat(outputs, 2)
+    found |= _cls_row(q_BHND, k_BHND, scale, seen_BN, statistics)
     return out_BHND, Attention(q_BHND, k_BHND, v_BHND, scale, bias_BN, found)
+
+
+def plain(
+    q_BHQD: Tensor,
+    k_BHND: Tensor,
+    v_BHND: Tensor,
+    *,
+    scale: float,
+    bias_BN: Tensor | None = None,
+    valid_BN: Tensor | None = None,
+) -> Tensor:
+    """(B, H, Q, D): fused attention, of as many queries as there are."""
+    mask = _as_mask(_key_mask(bias_BN, valid_BN), q_BHQD)
+    return F.scaled_dot_product_attention(q_BHQD, k_BHND, v_BHND, attn_mask=mask, scale=scale)
+
+
+def measure(
+    q_BHND: Tensor,
+    k_BHND: Tensor,
+    *,
+    v_BHND: Tensor | None = None,
+    scale: float,
+    bias_BN: Tensor | None = None,
+    valid_BN: Tensor | None = None,
+    statistics: Sequence[str] = (),
+    biased_statistics: bool = True,
+) -> Attention:
+    """The statistics alone, without an output: for what is decided before attention is paid. Here the map keeps its gradient,
+    since the output is made of it."""
+    _check_known(statistics)
+    seen_BN = _key_mask(bias_BN if biased_statistics else None, valid_BN)
+    found: dict[str, Tensor] = {}
+    if "map" in statistics:
+        map_BHNN = _weights(q_BHND, k_BHND, scale, seen_BN)
+        real_BN = _real(q_BHND, valid_BN)
+        others = [name for name in statistics if name not in ("map", "cls_row")]
+        found = {name: _of_chunks(name, [_of_chunk(name, map_BHNN.detach(), real_BN)], real_BN) for name in others}
+        found["map"] = map_BHNN
+    elif not _only_cls_row(statistics):
+        _, found = _in_chunks(q_BHND, k_BHND, None, scale, seen_BN, seen_BN, statistics, valid_BN)
+    found |= _cls_row(q_BHND, k_BHND, scale, seen_BN, statistics)
+    return Attention(q_BHND, k_BHND, v_BHND, scale, bias_BN, found)
+
+
+def _check_known(statistics: Sequence[str]) -> None:
+    unknown = [name for name in statistics if name not in STATISTICS]
+    if unknown:
+        raise ValueError(f"no attention statistic {unknown[0]!r}; there are {', '.join(STATISTICS)}")
+
+
+def _only_cls_row(statistics: Sequence[str]) -> bool:
+    return all(name == "cls_row" for name in statistics)
+
+
+def _cls_row(
+    q_BHND: Tensor, k_BHND: Tensor, scale: float, seen_BN: Tensor | None, statistics: Sequence[str]
+) -> dict[str, Tensor]:
+    if "cls_row" not in statistics:
+        return {}
+    row_BH1N = _weights(q_BHND[:, :, :1].detach(), k_BHND.detach(), scale, seen_BN)
+    return {"cls_row": row_BH1N.mean(1).squeeze(1)}
 
 
 def _key_mask(bias_BN: Tensor | None, valid_BN: Tensor | None) -> Tensor | None:
@@ -120,23 +177,30 @@ def _weights(q_BHQD: Tensor, k_BHND: Tensor, scale: float, mask_BN: Tensor | Non
     return logits_BHQN.softmax(-1)
 
 
-def _attend_in_chunks(
+def _real(q_BHND: Tensor, valid_BN: Tensor | None) -> Tensor:
+    """(B, N): 1 for a real token, 0 for padding."""
+    B, _, N, _ = q_BHND.shape
+    return torch.ones(B, N, device=q_BHND.device) if valid_BN is None else valid_BN.float()
+
+
+def _in_chunks(
     q_BHND, k_BHND, v_BHND, scale, mask_BN, seen_BN, statistics, valid_BN
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Output and statistics from the same products, a chunk of queries at a time."""
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Outputs (none without values) and statistics from the same products, a chunk of queries at a time."""
     B, H, N, _ = q_BHND.shape
-    real_BN = torch.ones(B, N, device=q_BHND.device) if valid_BN is None else valid_BN.float()
+    real_BN = _real(q_BHND, valid_BN)
     chunk = N if "map" in statistics else max(16, _CHUNK_ELEMENTS // (B * H * N))
     outputs: list[Tensor] = []
     parts: dict[str, list[Tensor]] = {name: [] for name in statistics if name != "cls_row"}
     for q_BHQD, real_BQ in zip(q_BHND.split(chunk, dim=2), real_BN.split(chunk, dim=1), strict=True):
         logits_BHQN = ((q_BHQD * scale) @ k_BHND.mT).float()
         used_BHQN = _softmax(logits_BHQN, mask_BN)
-        outputs.append(used_BHQN.to(v_BHND.dtype) @ v_BHND)
+        if v_BHND is not None:
+            outputs.append(used_BHQN.to(v_BHND.dtype) @ v_BHND)
         seen_BHQN = used_BHQN.detach() if seen_BN is mask_BN else _softmax(logits_BHQN.detach(), seen_BN)
         for name, found in parts.items():
             found.append(_of_chunk(name, seen_BHQN, real_BQ))
-    return torch.cat(outputs, 2), {name: _of_chunks(name, found, real_BN) for name, found in parts.items()}
+    return outputs, {name: _of_chunks(name, found, real_BN) for name, found in parts.items()}
 
 
 def _softmax(logits_BHQN: Tensor, mask_BN: Tensor | None) -> Tensor:

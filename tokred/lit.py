@@ -18,6 +18,7 @@ class EvaluationData(L.LightningDataModule):
 
     def __init__(self, source: DataSource, backbone: Backbone, *, batch_size: int, num_workers: int = 0):
         super().__init__()
+        self.source = source
         loader = source.loader(
             backbone.sample_shape, backbone.preprocess(), batch_size=batch_size, num_workers=num_workers
         )

@@ -10,15 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def bipartite_matching(metric_BNC: Tensor, r: int, *, prefix: int = 0, sort: bool = True) -> Tensor:
+def bipartite_matching(
+    metric_BNC: Tensor, r: int, *, prefix: int = 0, sort: bool = True, label_BN: Tensor | None = None
+) -> Tensor:
     """Joins the ``r`` tokens of even place that are most like a token of odd place to it (ToMe, arXiv 2210.09461, Sec. 3.1).
 
     Returns group_BN with the N - r groups in the order: even tokens left over, odd tokens; of ``prefix`` tokens the
     first come first. ``sort`` keeps the left-over tokens in order of place, else they come by falling similarity: ToMe
-    sorts where there is a CLS token, vid-TLDR always. Cosine similarity, in float32.
+    sorts where there is a CLS token, vid-TLDR always. Cosine similarity, in float32. ``label_BN``: pairs of the same label come
+    before all others.
     """
     metric_BNC = F.normalize(metric_BNC.float(), dim=-1)
     score_BAD = metric_BNC[:, ::2] @ metric_BNC[:, 1::2].mT
+    if label_BN is not None:
+        score_BAD = score_BAD - 4.0 * (label_BN[:, ::2, None] != label_BN[:, None, 1::2])  # cosines lie in -1..1
     score_BAD[:, : (prefix + 1) // 2] = -torch.inf  # prefix tokens at even places
     score_BAD[:, :, : prefix // 2] = -torch.inf  # and at odd ones
     best_BA, partner_BA = score_BAD.max(-1)
@@ -149,6 +154,71 @@ def sample_key(inputs: Tensor) -> Tensor:
     flat = inputs.detach().contiguous().view(bits).flatten(1).long()
     place = torch.arange(flat.shape[1], device=flat.device) * 2 + 1
     return (flat * place).sum(1)
+
+
+def distances(x_BNC: Tensor) -> Tensor:
+    """(B, N, N), float32 also under autocast: Euclidean distances, 0 on the diagonal.
+
+    Of tokens centred on their mean, |a|^2 + |b|^2 - 2 ab: one product of N x N x C, which counters of MACs see (of torch.cdist
+    they see nothing). What cancels leaves a square wrong by some 1e-7 of the largest |a|^2; cdist, from 26 tokens on, does
+    not centre, and is wrong by as much of the offset too.
+    """
+    x_BNC = x_BNC.float()
+    x_BNC = x_BNC - x_BNC.mean(1, keepdim=True)
+    with torch.autocast("cpu" if x_BNC.device.type == "meta" else x_BNC.device.type, enabled=False):
+        product_BNN = x_BNC @ x_BNC.mT
+    square_BN = x_BNC.square().sum(-1)
+    distance_BNN = (square_BN[:, :, None] + square_BN[:, None] - 2 * product_BNN).clamp_min(0).sqrt()
+    return distance_BNN.masked_fill(torch.eye(x_BNC.shape[1], dtype=torch.bool, device=x_BNC.device), 0)
+
+
+def knn_density(distance_BNN: Tensor, k: int) -> Tensor:
+    """(B, N) in 0..1: exp of minus the mean squared distance to the ``k`` nearest, the token itself among them (Du et al.,
+    Knowledge-Based Systems 2016; TCFormer, arXiv 2204.08680). Of fewer than ``k`` tokens, to all."""
+    nearest_BNk = distance_BNN.topk(min(k, distance_BNN.shape[-1]), largest=False).values
+    return (-nearest_BNk.square().mean(-1)).exp()
+
+
+def density_peaks(distance_BNN: Tensor, density_BN: Tensor) -> Tensor:
+    """(B, N): density times the distance to the nearest denser token; of the densest, times the largest distance there is in
+    the sample (Rodriguez and Laio, Science 2014)."""
+    denser_BNN = density_BN[:, None, :] > density_BN[:, :, None]
+    largest_B11 = distance_BNN.amax((1, 2), keepdim=True)
+    return density_BN * distance_BNN.where(denser_BNN, largest_B11).amin(-1)
+
+
+def nearest_centre(distance_BNN: Tensor, centre_BK: Tensor) -> Tensor:
+    """group_BN: each token joins the nearest of the centres, of equals the first; a centre stays in its own group."""
+    to_centre_BKN = _rows(distance_BNN, centre_BK)
+    slot_BK = torch.arange(centre_BK.shape[1], device=centre_BK.device).expand_as(centre_BK)
+    return to_centre_BKN.argmin(1).scatter(1, centre_BK, slot_BK)
+
+
+def least_of_groups(cost_BN: Tensor, group_BN: Tensor, num_groups: int) -> Tensor:
+    """(B, K): the place of each group's member of least cost, of equals the first. Every group must have a member."""
+    order_BN = cost_BN.argsort(dim=1, stable=True)
+    rank_BN = order_BN.argsort(1)
+    least_BK = rank_BN.new_full((rank_BN.shape[0], num_groups), rank_BN.shape[1])
+    return order_BN.gather(1, least_BK.scatter_reduce(1, group_BN, rank_BN, "amin"))
+
+
+def groups_behind_prefix(group_BN: Tensor, prefix: int) -> Tensor:
+    """(B, prefix + N): groups of the tokens behind a prefix, whose tokens come first and stay alone."""
+    return with_prefix(group_BN + prefix, prefix)
+
+
+def even_to_odd(metric_BNC: Tensor) -> Tensor:
+    """(B, A, D): the cosine similarity of each token of even place to each of odd place; float32 also under autocast."""
+    metric_BNC = F.normalize(metric_BNC.float(), dim=-1)
+    with torch.autocast("cpu" if metric_BNC.device.type == "meta" else metric_BNC.device.type, enabled=False):
+        return metric_BNC[:, ::2] @ metric_BNC[:, 1::2].mT
+
+
+def cosines(a_BAC: Tensor, b_BDC: Tensor) -> Tensor:
+    """(B, A, D): the cosine similarity of each of A tokens to each of D; float32 also under autocast."""
+    a_BAC, b_BDC = F.normalize(a_BAC.float(), dim=-1), F.normalize(b_BDC.float(), dim=-1)
+    with torch.autocast("cpu" if a_BAC.device.type == "meta" else a_BAC.device.type, enabled=False):
+        return a_BAC @ b_BDC.mT
 
 
 def _rows(x_BNC: Tensor, index_BK: Tensor) -> Tensor:

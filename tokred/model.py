@@ -10,23 +10,33 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from tokred.attention import Attention
+from tokred.attention import Attention, attend
 from tokred.preprocess import Preprocess
 from tokred.tokens import Assignment, Tokens
 
-SITES = ("input", "before_attention", "after_attention", "after_mlp", "output")
+SITES = {
+    "input": "before the first layer, once",
+    "before_attention": "at the start of a layer",
+    "queries": "inside attention: the tokens that go are still looked at in this layer, and ask no more (ATS)",
+    "attention": "inside attention: its map is merged with the tokens, whose values are those of the merged ones (MCTF)",
+    "after_attention": "between attention and MLP",
+    "after_mlp": "at the end of a layer",
+    "output": "after the last layer, once",
+}
 
 
 class Backbone(nn.Module, abc.ABC):
     """A pretrained transformer, cut at the places where tokens can be reduced.
 
     ``depth`` layers; ``sample_shape`` is (3, H, W) for images, (T, 3, H, W) for clips; ``prefix`` leading tokens are never
-    reduced, of which the first is a class token where ``has_cls``; ``num_tokens`` reach the first layer, prefix included;
+    reduced, of which the first is a class token where ``has_cls``; ``num_tokens`` reach the first layer, prefix included, the
+    others in the order of a ``grid`` (T, H, W);
     ``gives_classes``: the output is logits, not a feature.
     """
 
     depth: int
     sample_shape: tuple[int, ...]
+    grid: tuple[int, int, int]
     num_tokens: int
     prefix: int
     has_cls: bool
@@ -64,6 +74,17 @@ class Backbone(nn.Module, abc.ABC):
         """The tokens that reach layer 0, position embedding added."""
 
     @abc.abstractmethod
+    def qkv(self, layer: int, tokens: Tokens, part: str = "qkv") -> tuple[Tensor, ...]:
+        """Queries, keys and values (B, H, N, D) of the layer, or of ``part`` "qk" or "v" those alone."""
+
+    @abc.abstractmethod
+    def project(self, layer: int, tokens: Tokens, out_BHND: Tensor) -> Tokens:
+        """The tokens with what attention gave them: through the output map, and added to the residual."""
+
+    def scale(self, layer: int) -> float | None:
+        """What queries times keys are multiplied with; None: 1 / sqrt(D)."""
+        return None
+
     def attend(
         self,
         layer: int,
@@ -74,6 +95,18 @@ class Backbone(nn.Module, abc.ABC):
         biased_statistics: bool = True,
     ) -> tuple[Tokens, Attention]:
         """The layer up to and with the residual of its attention; ``bias_BN`` is added to the logits of each key."""
+        q_BHND, k_BHND, v_BHND = self.qkv(layer, tokens)
+        out_BHND, attention = attend(
+            q_BHND,
+            k_BHND,
+            v_BHND,
+            scale=self.scale(layer) or q_BHND.shape[-1] ** -0.5,
+            bias_BN=bias_BN,
+            valid_BN=tokens.valid_BN,
+            statistics=statistics,
+            biased_statistics=biased_statistics,
+        )
+        return self.project(layer, tokens, out_BHND), attention
 
     @abc.abstractmethod
     def feedforward(self, layer: int, tokens: Tokens) -> Tokens:
@@ -116,14 +149,17 @@ class Widths:
     """The multiply-adds of a backbone's linear maps, by what they are applied to.
 
     ``embed`` and ``head`` per sample, ``head_per_token`` and ``head_per_pair`` for the tokens that reach the head; the others
-    have one entry a layer:
-    ``projections`` (query, key, value, output) and ``mlp`` per token, ``attention`` per pair of tokens (the channels of the
-    queries and of the values together). ``channels`` are those of a token, ``heads`` those of each layer.
+    have one entry a layer: ``query_key``, ``value``, ``output`` (the maps around attention) and ``mlp`` per token; ``logits`` per
+    query and key (the channels of the queries), ``mixing`` per query and value (the channels of the values). ``channels`` are
+    those of a token, ``heads`` those of each layer.
     """
 
     embed: int
-    projections: tuple[int, ...]
-    attention: tuple[int, ...]
+    query_key: tuple[int, ...]
+    value: tuple[int, ...]
+    output: tuple[int, ...]
+    logits: tuple[int, ...]
+    mixing: tuple[int, ...]
     mlp: tuple[int, ...]
     head: int
     channels: int
@@ -132,15 +168,41 @@ class Widths:
     head_per_pair: int = 0
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a reduction takes place: in ``layer`` of ``depth``, on tokens of ``channels``, in attention of ``heads``, behind
+    ``prefix`` tokens that stay; the grid of the input has ``num_frames`` (1: an image)."""
+
+    prefix: int
+    channels: int
+    heads: int
+    layer: int = 0
+    depth: int = 1
+    num_frames: int = 1
+
+
 class Method(nn.Module, abc.ABC):
-    """Decides which tokens join. How many, and in which layers, is the schedule's business."""
+    """Decides which tokens join. How many, and in which layers, is the schedule's business.
+
+    ``paper``, ``code`` (the official one: owner/name @commit, licence) and ``tuning`` ("none", "optional", "finetuned": as it
+    was published) are for the catalogue, docs/methods.md.
+    """
 
     name: ClassVar[str] = ""  # set by the registry
-    site: str = "after_attention"
+    paper: ClassVar[str] = ""
+    code: ClassVar[str] = ""
+    tuning: ClassVar[str] = "none"
+    site: str = "after_attention"  # where it was published to work
+    other_sites: ClassVar[tuple[str, ...]] = ()  # where the option `site` can move it
     proportional_attention: bool = False
     statistics: tuple[str, ...] = ()  # of the attention, as named in tokred.attention.STATISTICS
     biased_statistics: bool = True
     needs_cls: bool = False
+    needs_frames: bool = False  # it compares frames, of which an image has one
+    needs_places: bool = False  # it reads `tokens.place_BN`
+    varies: bool = (
+        False  # counts differ by sample; then `keep` is the most that may be left, and `assign` gives `valid_BK`
+    )
     conserves_mass: bool = True  # False: it drops or attenuates tokens, so that sizes do not add up to the input's
     random: bool = False
     trained: bool = False  # has parameters of its own that must be trained
@@ -161,6 +223,14 @@ class Method(nn.Module, abc.ABC):
         """The least tokens, prefix included, it can leave of ``num_tokens`` at once."""
         return prefix + 1
 
-    def macs(self, num_tokens: int, keep: int, *, prefix: int, channels: int, heads: int) -> int:
-        """Multiply-adds of its own in one reduction of one sample, beyond the attention's; 0 where it only sorts."""
+    def macs(self, num_tokens: int, keep: int, at: Place) -> int:
+        """Multiply-adds of its own in one reduction of one sample, beyond the attention's; 0 where it only sorts.
+
+        All products of matrices are counted, elementwise ones are not, as torch's counter does it.
+        """
         return 0
+
+    def knob(self, num_tokens: int) -> tuple[str, float, float]:
+        """Of a method that ``varies``, the option that a budget is solved for: its name, the value that removes most, and the
+        value that removes least, where ``num_tokens`` reach the first layer."""
+        raise ValueError(f"{self.name or type(self).__name__} has no option that a budget could be solved for")

@@ -1,103 +1,31 @@
-"""``ReducedModel``: a backbone, a method and a schedule in one loop; ``reduce`` makes it from an existing model.
-
-Dimension key: B batch, N tokens now, M tokens at the input, C channels.
-"""
+"""``reduce``: a model with fewer tokens, from an existing one; methods by name, and the schedules they are given."""
 
 import fnmatch
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from torch import Tensor, nn
 
 from tokred import schedule
-from tokred.cost import Cost, count
-from tokred.matching import sample_key
-from tokred.model import SITES, Backbone, Method
+from tokred.calibration import calibrated
+from tokred.cost import count
+from tokred.model import Backbone, Method
+from tokred.reduced import ReducedModel, Trace, check_fits, num_frames, only_layer
 from tokred.registry import BACKBONES, METHODS
 from tokred.schedule import Schedule, Stage
-from tokred.tokens import Tokens
 
-
-@dataclass(frozen=True)
-class Trace:
-    """What a forward did: ``tokens[l]`` left layer l; ``source_BM[l]`` and ``size_BN[l]`` as they were there."""
-
-    logits: Tensor
-    tokens: tuple[int, ...]
-    source_BM: tuple[Tensor, ...]
-    size_BN: tuple[Tensor, ...]
-
-
-class ReducedModel(nn.Module):
-    """Called like the model it was made from, whose parameters it shares and never changes."""
-
-    def __init__(self, backbone: Backbone, method: Method, plan: Schedule):
-        super().__init__()
-        _check(backbone, method, plan)
-        self.backbone, self.method, self.schedule = backbone, method, plan
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.backbone.head(self.run(inputs))
-
-    def forward_features(self, inputs: Tensor) -> Tensor:
-        """(B, K, C): the tokens that are left, after the final norm."""
-        return self.backbone.normed(self.run(inputs)).x_BNC
-
-    def run(self, inputs: Tensor, *, states: list[Tokens] | None = None) -> Tokens:
-        """The tokens that reach the head; appends those that leave each layer to ``states``, traced, where it is given."""
-        tokens = self.backbone.embed(inputs)
-        if self.method.random:
-            tokens = replace(tokens, key_B=sample_key(inputs))
-        if states is not None:
-            tokens = tokens.traced()
-        for layer, keep in enumerate(self.schedule.tokens):
-            tokens = self._layer(layer, tokens, keep)
-            if states is not None:
-                states.append(tokens)
-        return tokens
-
-    def _layer(self, layer: int, tokens: Tokens, keep: int) -> Tokens:
-        method = self.method
-        reduces = keep < tokens.num
-        if reduces and method.site in ("input", "before_attention"):
-            tokens = method.reduce(tokens, None, keep)
-        reads = reduces and method.site not in ("input", "before_attention")
-        tokens, attention = self.backbone.attend(
-            layer,
-            tokens,
-            tokens.log_size_BN() if method.proportional_attention else None,
-            statistics=method.statistics if reads else (),
-            biased_statistics=method.biased_statistics,
-        )
-        if reads and method.site == "after_attention":
-            tokens = method.reduce(tokens, attention, keep)
-        tokens = self.backbone.feedforward(layer, tokens)
-        if reads and method.site in ("after_mlp", "output"):
-            tokens = method.reduce(tokens, attention, keep)
-        return tokens
-
-    def cost(self) -> Cost:
-        """Exact MACs per sample; ``cost().gmacs`` is the total, the reduction's own included."""
-        return self._count(self.schedule.tokens, self.method)
-
-    def unreduced_cost(self) -> Cost:
-        """The same of the backbone alone."""
-        return self._count((self.backbone.num_tokens,) * self.backbone.depth, self.method)
-
-    def _count(self, tokens: Sequence[int], method: Method) -> Cost:
-        backbone = self.backbone
-        return count(backbone.widths(), method, tokens, num_tokens=backbone.num_tokens, prefix=backbone.prefix)
-
-    def trace(self, inputs: Tensor) -> Trace:
-        """A forward that also tells where every input token went."""
-        states: list[Tokens] = []
-        tokens = self.run(inputs, states=states)
-        sources = tuple(state.source_BM for state in states if state.source_BM is not None)
-        return Trace(
-            self.backbone.head(tokens), tuple(s.num for s in states), sources, tuple(s.sizes() for s in states)
-        )
+__all__ = [
+    "ReducedModel",
+    "Trace",
+    "as_backbone",
+    "check_options",
+    "create_method",
+    "list_methods",
+    "method_options",
+    "plan_schedule",
+    "reduce",
+]
 
 
 def reduce(
@@ -111,6 +39,7 @@ def reduce(
     layers: Sequence[int] | None = None,
     shape: str | Sequence[float] | None = None,
     allow_clip: bool = False,
+    calibrate_on: Tensor | Iterable[Tensor] | None = None,
     **options: Any,
 ) -> ReducedModel:
     """``model`` with fewer tokens: same call, same parameters; the model itself is left as it is.
@@ -122,24 +51,27 @@ def reduce(
     the unreduced MACs, spent in the ``shape`` ("constant"; ``tokred.schedule.SHAPES``, or a list per layer) over ``layers``.
     None of them: nothing is removed.
 
+    A method whose counts differ by sample (``varies``: ats, ltmp, rlt, prumerge) removes what its own options say, in ``layers``
+    (all); r, keep_rate and tokens are then the most that may be left. For a budget, one of its options is solved for, such that
+    the mean MACs over the samples in ``calibrate_on`` (inputs, or batches of them) meet it; take others than those of the test.
+
     Raises ValueError where the model cannot be cut, the method cannot run on it, or the schedule cannot be met;
     ``allow_clip=True`` stops at what is possible in a layer instead, as the official ToMe and vid-TLDR do.
     """
     backbone = as_backbone(model)
+    name = method if isinstance(method, str) else ""
     method = create_method(method, **options) if isinstance(method, str) else _without_options(method, options)
-    plan = plan_schedule(
-        backbone,
-        method,
-        r=r,
-        keep_rate=keep_rate,
-        tokens=tokens,
-        budget=budget,
-        layers=layers,
-        shape=shape,
-        allow_clip=allow_clip,
-    )
-    reduced = ReducedModel(backbone, method, plan)
-    method.train(model.training)
+    amounts: dict[str, Any] = {"r": r, "keep_rate": keep_rate, "tokens": tokens, "budget": budget}
+    if method.varies and budget is not None and calibrate_on is not None and name:
+        check_saves(method)
+        _only_one(amounts, shape, layers)
+        batches = [calibrate_on] if isinstance(calibrate_on, Tensor) else list(calibrate_on)
+        plan = plan_schedule(backbone, method, layers=layers)
+        reduced = calibrated(backbone, lambda own: create_method(name, **options | own), plan, budget, batches)[0]
+    else:
+        plan = plan_schedule(backbone, method, **amounts, layers=layers, shape=shape, allow_clip=allow_clip)
+        reduced = ReducedModel(backbone, method, plan)
+    reduced.method.train(model.training)
     reduced.training = (
         model.training
     )  # not train(), which would reach into the model, and set a frozen part of it to train
@@ -160,30 +92,73 @@ def plan_schedule(
 ) -> Schedule:
     """The schedule that ``reduce`` would use; arguments as there."""
     check_fits(backbone, method)
-    stage = _stage(backbone, method)
-    given = {"r": r, "keep_rate": keep_rate, "tokens": tokens, "budget": budget}
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) > 1:
-        raise ValueError(f"give one of r, keep_rate, tokens and budget; got {' and '.join(named)}")
-    if shape is not None and named != ["budget"]:
-        raise ValueError(f"shape goes with budget: it says where one is spent; got shape={shape!r} without one")
-    if layers is not None and named != ["keep_rate"] and named != ["budget"]:
-        raise ValueError("layers goes with keep_rate or budget; for r give one number for each layer, 0 where none go")
+    stage, only = _stage(backbone, method), only_layer(method, backbone)
+    named = _only_one({"r": r, "keep_rate": keep_rate, "tokens": tokens, "budget": budget}, shape, layers, method)
     if r is not None:
-        return schedule.from_r(_at_site(r, method, backbone), stage, allow_clip=allow_clip)
+        return schedule.from_r(_at_site(r, only, backbone), stage, allow_clip=allow_clip)
     if keep_rate is not None:
-        return schedule.from_keep_rate(keep_rate, layers, stage, num_extra=method.num_extra, allow_clip=allow_clip)
+        where = only if layers is None and isinstance(keep_rate, int | float) else layers
+        return schedule.from_keep_rate(keep_rate, where, stage, num_extra=method.num_extra, allow_clip=allow_clip)
     if tokens is not None:
         return schedule.from_tokens(tokens, stage, allow_clip=allow_clip)
-    if budget is not None:
-        widths = backbone.widths()
-
-        def macs(counts: Sequence[int]) -> int:
-            return count(widths, method, counts, num_tokens=backbone.num_tokens, prefix=backbone.prefix).macs
-
-        where = _only_layer(method, backbone) if layers is None else layers
-        return schedule.solve_budget(budget, stage, macs, shape=shape or "constant", layers=where)
+    where = only if layers is None else layers
+    if named == "budget":
+        _check_budget(method)
+        assert budget is not None
+        return schedule.solve_budget(budget, stage, _counter(backbone, method), shape=shape or "constant", layers=where)
+    if method.varies:
+        return schedule.own_counts(stage, where)
     return schedule.unreduced(stage)
+
+
+def _only_one(
+    amounts: dict[str, Any],
+    shape: str | Sequence[float] | None,
+    layers: Sequence[int] | None,
+    method: Method | None = None,
+) -> str | None:
+    """The amount that was given. Raises ValueError where there are two, or what does not go with it."""
+    given = [name for name, value in amounts.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"give one of r, keep_rate, tokens and budget; got {' and '.join(given)}")
+    if shape is not None and given != ["budget"]:
+        raise ValueError(f"shape goes with budget: it says where one is spent; got shape={shape!r} without one")
+    own_counts = method is None or (method.varies and not given)
+    if layers is not None and given not in (["keep_rate"], ["budget"]) and not own_counts:
+        raise ValueError("layers goes with keep_rate or budget; for r give one number for each layer, 0 where none go")
+    return given[0] if given else None
+
+
+def check_saves(method: Method) -> None:
+    """Raises ValueError where the method cannot save any of the encoder's MACs, so that no budget can be met."""
+    if method.site == "output":
+        other = f", or site={method.other_sites[0]} to work inside the encoder" if method.other_sites else ""
+        raise ValueError(
+            f"{method.name} works at the encoder's output, where all of its MACs are spent; give r, keep_rate or tokens in "
+            f"place of a budget{other}"
+        )
+
+
+def _check_budget(method: Method) -> None:
+    check_saves(method)
+    if method.varies:
+        name, _, _ = method.knob(1)
+        raise ValueError(
+            f"the counts of {method.name} differ by sample, so that a budget is met by its option {name}, on samples apart from "
+            f"the test: pass calibrate_on=INPUTS and the method by name, or give {name} yourself and no budget"
+        )
+
+
+def _counter(backbone: Backbone, method: Method):
+    """``tokens`` that leave each layer -> MACs."""
+    widths, num_tokens, prefix = backbone.widths(), backbone.num_tokens, backbone.prefix
+
+    def macs(tokens: Sequence[int]) -> int:
+        layers = schedule.reducing(num_tokens, tokens)
+        counts = {"num_tokens": num_tokens, "prefix": prefix, "num_frames": num_frames(backbone)}
+        return count(widths, method, tokens, layers=layers, **counts).macs
+
+    return macs
 
 
 def list_methods(pattern: str = "*") -> list[str]:
@@ -195,7 +170,12 @@ def create_method(name: str, **options: Any) -> Method:
     """A method by name. Raises ValueError on an unknown name or option, or an option of the wrong type."""
     cls = METHODS[name]
     check_options(name, cls, options)
-    return cls(**options)
+    if "site" not in options or "site" in inspect.signature(cls.__init__).parameters:
+        return cls(**options)
+    site = options.pop("site")
+    method = cls(**options)
+    method.site = site
+    return method
 
 
 def check_options(name: str, cls: type[Method], options: dict[str, Any]) -> None:
@@ -214,11 +194,16 @@ def check_options(name: str, cls: type[Method], options: dict[str, Any]) -> None
 
 
 def method_options(cls: type[Method]) -> dict[str, inspect.Parameter]:
-    """The options of a method, by name."""
-    if cls.__init__ is nn.Module.__init__:  # it has none of its own
-        return {}
-    parameters = inspect.signature(cls.__init__, eval_str=True).parameters
-    return {name: parameter for name, parameter in parameters.items() if name != "self"}
+    """The options of a method, by name: the arguments of its ``__init__``, and ``site`` where it can be moved."""
+    found: dict[str, inspect.Parameter] = {}
+    if cls.__init__ is not nn.Module.__init__:  # else it has none of its own
+        parameters = inspect.signature(cls.__init__, eval_str=True).parameters
+        found = {name: parameter for name, parameter in parameters.items() if name != "self"}
+    if cls.other_sites:
+        sites = Literal.__getitem__((cls.site, *cls.other_sites))
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        found.setdefault("site", inspect.Parameter("site", keyword, default=cls.site, annotation=sites))
+    return found
 
 
 def as_backbone(model: nn.Module) -> Backbone:
@@ -236,21 +221,6 @@ def as_backbone(model: nn.Module) -> Backbone:
     )
 
 
-def check_fits(backbone: Backbone, method: Method) -> None:
-    """Raises ValueError, with the reason, where the method cannot run on the backbone."""
-    if method.site not in SITES:
-        raise ValueError(f"{method.name}: no site {method.site!r}; there are {', '.join(SITES)}")
-    if method.needs_cls and not backbone.has_cls:
-        way_out = "; with scores='received' it reads the attention each token receives" if _has_scores(method) else ""
-        raise ValueError(
-            f"{method.name} reads the attention of a class token, and {type(backbone).__name__} has none here{way_out}"
-        )
-
-
-def _has_scores(method: Method) -> bool:
-    return "scores" in method_options(type(method))
-
-
 def _stage(backbone: Backbone, method: Method) -> Stage:
     def fewest(num: int) -> int:
         return method.fewest(num, backbone.prefix)
@@ -258,29 +228,11 @@ def _stage(backbone: Backbone, method: Method) -> Stage:
     return Stage(backbone.depth, backbone.num_tokens, backbone.prefix, fewest, method.name or type(method).__name__)
 
 
-def _only_layer(method: Method, backbone: Backbone) -> list[int] | None:
-    """Where a method works that does so once: at the input or at the output."""
-    return {"input": [0], "output": [backbone.depth - 1]}.get(method.site)
-
-
-def _at_site(r: Any, method: Method, backbone: Backbone) -> Any:
+def _at_site(r: Any, only: list[int] | None, backbone: Backbone) -> Any:
     """A plain number for a method that works once is meant for that place."""
-    only = _only_layer(method, backbone)
     if only is None or not isinstance(r, int | float):
         return r
     return [r if layer in only else 0 for layer in range(backbone.depth)]
-
-
-def _check(backbone: Backbone, method: Method, plan: Schedule) -> None:
-    check_fits(backbone, method)
-    if len(plan.tokens) != backbone.depth or plan.num_input_tokens != backbone.num_tokens:
-        raise ValueError(
-            f"the schedule is for {len(plan.tokens)} layers and {plan.num_input_tokens} tokens; the backbone has "
-            f"{backbone.depth} layers and {backbone.num_tokens} tokens"
-        )
-    only = _only_layer(method, backbone)
-    if only is not None and any(layer not in only for layer in plan.reducing_layers):
-        raise ValueError(f"{method.name} works at the {method.site} only: layer {only[0]}; got {plan.reducing_layers}")
 
 
 def _without_options(method: Method, options: dict[str, Any]) -> Method:

@@ -24,17 +24,20 @@ Fewest = Callable[[int], int]  # tokens that reach a layer -> the least that the
 
 @dataclass(frozen=True)
 class Schedule:
-    """``tokens[l]`` leave layer l, prefix included; ``requested[l]`` were asked for (they differ after clamps)."""
+    """``tokens[l]`` leave layer l, prefix included; ``requested[l]`` were asked for (they differ after clamps).
+
+    ``own_layers``: where a method whose counts differ by sample works as its options say; ``tokens`` are then the most there are.
+    """
 
     num_input_tokens: int
     tokens: tuple[int, ...]
     requested: tuple[int, ...]
     spec: str
+    own_layers: tuple[int, ...] = ()
 
     @property
     def reducing_layers(self) -> tuple[int, ...]:
-        before = (self.num_input_tokens, *self.tokens[:-1])
-        return tuple(layer for layer, (n, k) in enumerate(zip(before, self.tokens, strict=True)) if k < n)
+        return tuple(sorted({*reducing(self.num_input_tokens, self.tokens), *self.own_layers}))
 
     @property
     def clipped(self) -> bool:
@@ -55,6 +58,20 @@ class Stage:
 def unreduced(stage: Stage) -> Schedule:
     tokens = (stage.num_tokens,) * stage.depth
     return Schedule(stage.num_tokens, tokens, tokens, "none")
+
+
+def own_counts(stage: Stage, layers: Sequence[int] | None) -> Schedule:
+    """No cap: the method's own options say how many tokens are left, in ``layers`` (None: all)."""
+    where = tuple(range(stage.depth)) if layers is None else tuple(sorted(layers))
+    _check_layers(where, stage.depth)
+    tokens = (stage.num_tokens,) * stage.depth
+    return Schedule(stage.num_tokens, tokens, tokens, f"as many as {stage.method} says", own_layers=where)
+
+
+def reducing(num_input_tokens: int, tokens: Sequence[int]) -> tuple[int, ...]:
+    """The layers that fewer tokens leave than reach them."""
+    before = (num_input_tokens, *tokens[:-1])
+    return tuple(layer for layer, (n, k) in enumerate(zip(before, tokens, strict=True)) if k < n)
 
 
 def from_r(r: int | float | tuple[float, float] | Sequence[int | float], stage: Stage, *, allow_clip: bool) -> Schedule:
@@ -208,24 +225,28 @@ def _closest(
     above, below = (_removed(_shaped(amount, stage, weights, as_share), stage) for amount in (low, high))
     mixed = [_tokens([*below[:layer], *above[layer:]], stage) for layer in range(stage.depth + 1)]
     best = min((tokens for tokens in mixed if _feasible(tokens, stage)), key=miss)
-    for _ in range(8):
-        if miss(best) <= 0.001 * target:  # near enough: moving more would bend the shape
-            break
-        better = min(_one_token_moved(best, stage, weights), key=miss, default=best)
-        if miss(better) >= miss(best):
-            break
-        best = better
+    for steps, enough in (
+        ((1,), 0.001),
+        ((1, 4, 16), BUDGET_TOLERANCE),
+    ):  # moving more than it takes would bend the shape
+        for _ in range(8):
+            better = min(_tokens_moved(best, stage, weights, steps), key=miss, default=best)
+            if miss(best) <= enough * target or miss(better) >= miss(best):
+                break
+            best = better
     return high, best
 
 
-def _one_token_moved(tokens: tuple[int, ...], stage: Stage, weights: list[float]) -> list[tuple[int, ...]]:
-    """All lists in which one token more, or one less, is there between one reducing layer and the next."""
+def _tokens_moved(
+    tokens: tuple[int, ...], stage: Stage, weights: list[float], steps: tuple[int, ...]
+) -> list[tuple[int, ...]]:
+    """All lists in which ``steps`` tokens more, or less, are there between one reducing layer and the next."""
     places = [layer for layer, weight in enumerate(weights) if weight > 0]
     ends = [*places[1:], stage.depth]
     moved = [
         tuple(keep + step if place <= layer < end else keep for layer, keep in enumerate(tokens))
         for place, end in zip(places, ends, strict=True)
-        for step in (-1, 1)
+        for step in (*steps, *(-step for step in steps))
     ]
     return [candidate for candidate in moved if _feasible(candidate, stage)]
 

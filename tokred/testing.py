@@ -27,7 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tokred.backbone import create_backbone
 from tokred.model import Backbone, Method
-from tokred.reduction import ReducedModel, as_backbone, create_method, method_options, reduce
+from tokred.reduced import ReducedModel, Trace, check_fits
+from tokred.reduction import as_backbone, create_method, method_options, reduce
 from tokred.registry import METHODS
 from tokred.tokens import Assignment, Tokens
 
@@ -75,7 +76,12 @@ class Case:
         return reduce(self.model, method, r=r if once else [r, 0, r][: self.backbone.depth], allow_clip=True)
 
     def runs(self) -> bool:
-        return self.backbone.has_cls or not self.new_method().needs_cls
+        """Whether the backbone has what the method needs."""
+        try:
+            check_fits(self.backbone, self.new_method())
+        except ValueError:
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -92,13 +98,13 @@ class Reduction:
 
 
 def check_method(name: str, model: nn.Module, **options: Any) -> None:
-    """Runs every claim on the method with these options; on a model it cannot run on, that it is refused with the reason.
+    """Runs every claim on the method with these options; on a model it cannot run on, that the refusal says why.
 
     Raises AssertionError, or whatever the method raises.
     """
     case = Case(name, model, options)
     if not case.runs():
-        missing_class_token_is_refused(case)
+        what_it_cannot_run_on_is_refused(case)
         return
     for claim in CLAIMS:
         try:
@@ -156,16 +162,17 @@ def schedule_is_obeyed(case: Case) -> None:
     plan, backbone = reduced.schedule, case.backbone
     could = reduced.method.fewest(backbone.num_tokens, backbone.prefix) < backbone.num_tokens
     _expect(bool(plan.reducing_layers) == could, f"the schedule removes tokens in layers {plan.reducing_layers}")
-    tokens = _trace(reduced, case.inputs).tokens
-    _expect(tokens == plan.tokens, f"{tokens} tokens left the layers; the schedule says {plan.tokens}")
+    _expect_scheduled(reduced, _trace(reduced, case.inputs))
 
 
 def least_tokens_are_reached(case: Case) -> None:
     """In each layer it can go down to what ``fewest`` says, and the result is finite."""
     num = case.backbone.num_tokens
-    reduced = reduce(case.model, case.new_method(), r=[num], allow_clip=True)
+    method = case.new_method()
+    r = num if method.site in ("input", "output") else [num]
+    reduced = reduce(case.model, method, r=r, allow_clip=True)
     trace = _trace(reduced, case.inputs)
-    _expect(trace.tokens == reduced.schedule.tokens, f"{trace.tokens} tokens left, not {reduced.schedule.tokens}")
+    _expect_scheduled(reduced, trace)
     _expect(bool(trace.logits.isfinite().all()), "the output is not finite")
 
 
@@ -189,7 +196,9 @@ def mass_is_conserved_or_its_loss_declared(case: Case) -> None:
     reduced = case.reduced()
     for reduction in _reductions(reduced, case.inputs):
         before_B, after_B = reduction.before.sizes().sum(1), reduction.after.sizes().sum(1)
-        _expect(bool((reduction.after.sizes() > 0).all()), "a token has no size")
+        has_size_BN = reduction.after.sizes() > 0
+        real_BN = torch.ones_like(has_size_BN) if reduction.after.valid_BN is None else reduction.after.valid_BN
+        _expect(torch.equal(has_size_BN, real_BN), "a token has no size, or padding has one")
         gain = (
             ((after_B - before_B) / before_B).abs().max()
             if reduced.method.conserves_mass
@@ -222,7 +231,10 @@ def samples_are_independent(case: Case) -> None:
     """A sample gives the same in a batch as alone."""
     reduced = case.reduced()
     together, alone = _trace(reduced, case.inputs), [_trace(reduced, one) for one in case.inputs.split(1)]
-    for layer, source_BM in enumerate(together.source_BM):
+    for layer, (source_BM, num_B) in enumerate(zip(together.source_BM, together.num_B, strict=True)):
+        _expect(
+            num_B.tolist() == [int(trace.num_B[layer]) for trace in alone], f"more are left in a batch, layer {layer}"
+        )
         one_by_one = torch.cat([trace.source_BM[layer] for trace in alone])
         _expect(torch.equal(source_BM, one_by_one), f"other tokens go in a batch than alone, in layer {layer}")
     # 1e-5: a product of a larger batch may be summed in another order
@@ -244,7 +256,7 @@ def bfloat16_is_finite(case: Case) -> None:
     """With weights and inputs in bfloat16: as many tokens, and a finite output in bfloat16."""
     reduced = copy.deepcopy(case.reduced()).to(torch.bfloat16)
     trace = _trace(reduced, case.inputs.to(torch.bfloat16))
-    _expect(trace.tokens == reduced.schedule.tokens, f"{trace.tokens} tokens left, not {reduced.schedule.tokens}")
+    _expect_scheduled(reduced, trace)
     _expect(trace.logits.dtype == torch.bfloat16, f"the output is {trace.logits.dtype}")
     _expect(bool(trace.logits.isfinite().all()), "the output is not finite")
 
@@ -254,7 +266,7 @@ def autocast_is_finite(case: Case) -> None:
     reduced = case.reduced()
     with torch.autocast("cpu", torch.bfloat16):
         trace = _trace(reduced, case.inputs)
-    _expect(trace.tokens == reduced.schedule.tokens, f"{trace.tokens} tokens left, not {reduced.schedule.tokens}")
+    _expect_scheduled(reduced, trace)
     _expect(bool(trace.logits.isfinite().all()), "the output is not finite")
 
 
@@ -310,7 +322,7 @@ def copying_keeps_it(case: Case) -> None:
 def removing_nothing_is_the_model(case: Case) -> None:
     """Without a reduction the outputs are the model's own."""
     with torch.no_grad():
-        ours, models = reduce(case.model, case.new_method())(case.inputs), case.model(case.inputs)
+        ours, models = reduce(case.model, case.new_method(), r=0)(case.inputs), case.model(case.inputs)
     # 1e-6: the same sums; attention alone may be computed by another kernel
     _expect_close(ours, models, 1e-6, "outputs with nothing removed and of the model itself")
 
@@ -340,7 +352,8 @@ def cost_is_what_is_counted(case: Case) -> None:
         FlopCounterMode(display=False) as counter,
     ):  # it sees no fused one
         reduced(case.inputs[:1])
-    macs, counted = reduced.cost().macs, counter.get_total_flops() // 2
+    num_left = _trace(reduced, case.inputs[:1]).num_B
+    macs, counted = reduced.cost([int(num) for num in num_left]).macs, counter.get_total_flops() // 2
     _expect(macs == counted, f"cost() says {macs} MACs, torch counts {counted}; see Method.macs and Backbone.widths")
 
 
@@ -365,14 +378,25 @@ CLAIMS: tuple[Callable[[Case], None], ...] = (
 )
 
 
-def missing_class_token_is_refused(case: Case) -> None:
-    """A method that reads a class token says so where there is none."""
+def what_it_cannot_run_on_is_refused(case: Case) -> None:
+    """A method that reads a class token says so where there is none, and one that compares frames where there is one frame."""
+    missing = "class token" if case.new_method().needs_cls and not case.backbone.has_cls else "frames"
     try:
         case.reduced()
     except ValueError as error:
-        _expect("class token" in str(error), f"the refusal does not say that a class token is missing: {error}")
+        _expect(missing in str(error), f"the refusal does not say that it needs {missing}: {error}")
         return
-    _expect(False, "a method that needs a class token runs on a model without one")
+    _expect(False, f"a method that needs {missing} runs on a model without")
+
+
+def _expect_scheduled(reduced: ReducedModel, trace: Trace) -> None:
+    """As many tokens as the schedule says; at most as many where counts differ by sample."""
+    plan, left = reduced.schedule.tokens, trace.tokens
+    if reduced.method.varies:
+        _expect(all(num <= most for num, most in zip(left, plan, strict=True)), f"{left} left; at most {plan} may")
+        _expect(bool((torch.stack(trace.num_B) >= 1).all()), "a sample has no tokens left")
+    else:
+        _expect(left == plan, f"{left} tokens left the layers; the schedule says {plan}")
 
 
 def _expect(holds: bool, otherwise: str) -> None:

@@ -7,14 +7,12 @@ Dimension key: B batch, T frames, N tokens, C channels, H heads, D channels of a
 """
 
 import inspect
-from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokred.attention import Attention, attend
 from tokred.model import Backbone, Widths
 from tokred.preprocess import Preprocess
 from tokred.registry import unknown
@@ -34,13 +32,12 @@ class SelfAttention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_BNC: Tensor, **options) -> tuple[Tensor, Attention]:
-        B, N, C = x_BNC.shape
+    def qkv_of(self, x_BNC: Tensor, part: str) -> tuple[Tensor, ...]:
+        """Queries, keys and values, or ``part`` of them, (B, H, N, D)."""
+        C = self.proj.in_features
         bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        qkv = F.linear(x_BNC, self.qkv.weight, bias).view(B, N, 3, self.num_heads, C // self.num_heads)
-        q_BHND, k_BHND, v_BHND = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        out_BHND, attention = attend(q_BHND, k_BHND, v_BHND, scale=(C // self.num_heads) ** -0.5, **options)
-        return self.proj(out_BHND.transpose(1, 2).reshape(B, N, C)), attention
+        rows = rows_of(part, C)
+        return heads(F.linear(x_BNC, self.qkv.weight[rows], bias[rows]), self.num_heads, C // self.num_heads)
 
 
 class MLP(nn.Module):
@@ -168,24 +165,13 @@ class VideoTransformer(Backbone):
             x_BNC = torch.cat([self.cls_token.to(x_BNC.dtype).expand(x_BNC.shape[0], -1, -1), x_BNC], 1)
         return Tokens(x_BNC, prefix=self.prefix, grid=self.grid)
 
-    def attend(
-        self,
-        layer: int,
-        tokens: Tokens,
-        bias_BN: Tensor | None = None,
-        *,
-        statistics: Sequence[str] = (),
-        biased_statistics: bool = True,
-    ) -> tuple[Tokens, Attention]:
+    def qkv(self, layer: int, tokens: Tokens, part: str = "qkv") -> tuple[Tensor, ...]:
         block = self.encoder.blocks[layer]
-        y_BNC, attention = block.attn(
-            block.norm1(tokens.x_BNC),
-            bias_BN=bias_BN,
-            valid_BN=tokens.valid_BN,
-            statistics=statistics,
-            biased_statistics=biased_statistics,
-        )
-        return tokens.with_x(tokens.x_BNC + y_BNC), attention
+        return block.attn.qkv_of(block.norm1(tokens.x_BNC), part)
+
+    def project(self, layer: int, tokens: Tokens, out_BHND: Tensor) -> Tokens:
+        y_BNC = self.encoder.blocks[layer].attn.proj(out_BHND.transpose(1, 2).flatten(2))
+        return tokens.with_x(tokens.x_BNC + y_BNC)
 
     def feedforward(self, layer: int, tokens: Tokens) -> Tokens:
         block = self.encoder.blocks[layer]
@@ -211,13 +197,26 @@ class VideoTransformer(Backbone):
         head = self.classifier.weight.numel() if isinstance(self.classifier, nn.Linear) else 0
         return Widths(
             embed=(self.num_tokens - self.prefix) * encoder.patch_embed.proj.weight.numel(),
-            projections=(4 * dim * dim,) * self.depth,
-            attention=(2 * dim,) * self.depth,
+            query_key=(2 * dim * dim,) * self.depth,
+            value=(dim * dim,) * self.depth,
+            output=(dim * dim,) * self.depth,
+            logits=(dim,) * self.depth,
+            mixing=(dim,) * self.depth,
             mlp=(2 * dim * hidden,) * self.depth,
             head=head,
             channels=dim,
             heads=self.num_heads,
         )
+
+
+def rows_of(part: str, channels: int) -> slice:
+    """Of one linear map to queries, keys and values the rows of ``part``: "qkv", "qk" or "v"."""
+    return {"qkv": slice(None), "qk": slice(0, 2 * channels), "v": slice(2 * channels, None)}[part]
+
+
+def heads(y_BNX: Tensor, num_heads: int, head_dim: int) -> tuple[Tensor, ...]:
+    """(B, H, N, D) each, of the channels of one map side by side."""
+    return y_BNX.unflatten(-1, (-1, num_heads, head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def sinusoid(num_positions: int, dim: int) -> Tensor:

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokred.attention import Attention
 from tokred.model import Backbone, Widths
 from tokred.preprocess import Preprocess
 from tokred.registry import unknown
@@ -39,7 +38,7 @@ class VideoText(Backbone):
         self.vision_encoder = VideoTransformer.made(**vision, pool_norm=self.pool_norm)
         self.text_encoder = TextEncoder(text).apply(initialise)
         self.words = words
-        for name in ("depth", "sample_shape", "num_tokens", "prefix", "has_cls"):
+        for name in ("depth", "sample_shape", "grid", "num_tokens", "prefix", "has_cls"):
             setattr(self, name, getattr(self.vision_encoder, name))
 
     @classmethod
@@ -76,18 +75,11 @@ class VideoText(Backbone):
     def embed(self, inputs: Tensor) -> Tokens:
         return self.vision_encoder.embed(inputs)
 
-    def attend(
-        self,
-        layer: int,
-        tokens: Tokens,
-        bias_BN: Tensor | None = None,
-        *,
-        statistics: Sequence[str] = (),
-        biased_statistics: bool = True,
-    ) -> tuple[Tokens, Attention]:
-        return self.vision_encoder.attend(
-            layer, tokens, bias_BN, statistics=statistics, biased_statistics=biased_statistics
-        )
+    def qkv(self, layer: int, tokens: Tokens, part: str = "qkv") -> tuple[Tensor, ...]:
+        return self.vision_encoder.qkv(layer, tokens, part)
+
+    def project(self, layer: int, tokens: Tokens, out_BHND: Tensor) -> Tokens:
+        return self.vision_encoder.project(layer, tokens, out_BHND)
 
     def feedforward(self, layer: int, tokens: Tokens) -> Tokens:
         return self.vision_encoder.feedforward(layer, tokens)

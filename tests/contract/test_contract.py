@@ -18,9 +18,9 @@ from tokred.testing import (
     cases,
     check_method,
     compiles_to_one_graph,
-    missing_class_token_is_refused,
     option_variants,
     tiny_models,
+    what_it_cannot_run_on_is_refused,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,16 +28,24 @@ ROOT = Path(__file__).resolve().parents[2]
 MODELS = {kind: getattr(backbone, "vit", backbone) for kind, backbone in tiny_models().items()}
 CASES = cases(MODELS, with_variants=("class_token", "umt"))
 REFUSED = [
-    case for name in METHODS.names() for case in (Case(name, MODELS["umt"], model_name="umt"),) if not case.runs()
+    case
+    for name in METHODS.names()
+    for case in (Case(name, MODELS[kind], model_name=kind) for kind in ("umt", "class_token"))
+    if not case.runs()
 ]
 
 
+def where_options_are_tried(method: str) -> str:
+    """A model that the method and all of its options run on: of images, or of clips where it compares frames."""
+    return "umt" if METHODS[method].needs_frames else "class_token"
+
+
 def pairs() -> list:
-    """Every claim on every case. Dynamo takes more than a second to trace one, so that by default it sees each method with each
-    option on one model, and each model with one method; the others are marked slow."""
+    """Every claim on every case. Dynamo takes seconds to trace one, so that by default it sees each method on one model, and each
+    model with one method; the others, options among them, are marked slow."""
     found = []
     for case in CASES:
-        traced = case.model_name == "class_token" or (case.method == "tome" and not case.options)
+        traced = not case.options and (case.model_name == where_options_are_tried(case.method) or case.method == "tome")
         for claim in CLAIMS:
             marks = [pytest.mark.slow] if claim is compiles_to_one_graph and not traced else []
             found.append(pytest.param(case, claim, marks=marks, id=f"{case}-{claim.__name__}"))
@@ -50,25 +58,29 @@ def test_contract(case, claim):
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=str)
-def test_a_method_that_needs_a_class_token_is_refused_where_there_is_none(case):
-    missing_class_token_is_refused(case)
+def test_a_method_is_refused_with_the_reason_where_the_model_has_not_what_it_needs(case):
+    what_it_cannot_run_on_is_refused(case)
 
 
-@pytest.mark.parametrize("case", REFUSED, ids=str)
+@pytest.mark.parametrize("case", [case for case in REFUSED if case.new_method().needs_cls], ids=str)
 def test_the_refusal_names_the_option_that_runs(case):
     with pytest.raises(ValueError, match="with scores='received' it reads the attention each token receives"):
         tokred.reduce(case.model, case.method)
 
 
-def test_every_method_and_every_option_is_tried_on_a_model_with_a_class_token():
-    tried = {(case.method, *case.options.items()) for case in CASES if case.model_name == "class_token"}
+def test_every_method_is_tried_with_every_option():
+    tried = {
+        (case.method, *case.options.items())
+        for case in CASES
+        if case.model_name == where_options_are_tried(case.method)
+    }
     assert tried == {(name, *options.items()) for name in METHODS.names() for options in option_variants(METHODS[name])}
 
 
-def test_every_method_is_tried_on_every_model():
-    assert {(case.method, case.model_name) for case in CASES} == {
-        (name, kind) for name in METHODS.names() for kind in MODELS
-    }
+def test_every_method_is_tried_on_every_model_or_refused_on_those_of_one_frame():
+    expected = {(name, kind) for name in METHODS.names() for kind in MODELS}
+    expected -= {(name, kind) for name, kind in expected if METHODS[name].needs_frames and kind not in ("umt", "mini")}
+    assert {(case.method, case.model_name) for case in CASES} == expected
 
 
 # A claim must fail where it does not hold: methods that are wrong in one way each

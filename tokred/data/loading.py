@@ -79,6 +79,10 @@ class DataSource(ABC):
     def description(self) -> dict[str, Any]:
         """The name and the options, JSON-able: ``create_data(**source.description())`` is this source again."""
 
+    def apart(self, num_samples: int) -> "DataSource | None":
+        """As many samples of the same kind that are not among these, for calibration; None where the source knows of none."""
+        return None
+
     def captions(self) -> Captions:
         """Of all samples, numbered as they are. Raises ValueError where the source has none."""
         raise ValueError(

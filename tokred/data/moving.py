@@ -55,6 +55,9 @@ class MovingShapes(DataSource):
         frames_THWC, _ = self._clip(index)
         return normalize(np.stack([fit(frame, sample_shape[-2:], preprocess) for frame in frames_THWC]), preprocess)
 
+    def apart(self, num_samples: int) -> "MovingShapes":
+        return MovingShapes(num_samples, split="validation" if self.split == "test" else "test")
+
     def captions(self) -> Captions:
         """One for each clip. Of the 1,000 clips of the test two have the same: each is right for both."""
         texts = tuple(clean(caption(make_scene(self.split, index))) for index in range(self.num_clips))

@@ -67,7 +67,7 @@ class Classifying(Evaluation):
     def _scores(self, inputs: Tensor) -> Tensor:
         """(B, K) logits; where samples come as several views, the mean of their probabilities."""
         shape = self.model.backbone.sample_shape
-        score_BK = self.model(inputs.reshape(-1, *shape))
+        score_BK = self.model.backbone.head(self.encoded(inputs.reshape(-1, *shape)))
         if inputs.ndim == 1 + len(shape):
             return score_BK
         return score_BK.float().softmax(-1).unflatten(0, inputs.shape[:2]).mean(1)

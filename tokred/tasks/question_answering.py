@@ -66,7 +66,7 @@ class Answering(Evaluation):
     def take(self, batch: Batch) -> None:
         self._read = True
         model, self._answers = self.task.model, self._answers or self.task.answers()
-        tokens = model.normed(self.model.run(batch.inputs))
+        tokens = model.normed(self.encoded(batch.inputs))
         contexts = model.text_encoder.contexts(tokens.x_BNC, tokens.valid_BN)
         rows: dict[int, list[int]] = {}  # number of questions -> the videos that have so many, which go together
         for row, video in enumerate(batch.index_B.tolist()):

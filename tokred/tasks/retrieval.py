@@ -59,10 +59,10 @@ class Retrieval(Task):
         words = self.model.words
         return super().identity() | {"shortlist": self.shortlist, "vocabulary": words.digest() if words else None}
 
-    def costs(self, model: ReducedModel) -> dict[str, float]:
+    def costs(self, num_tokens: int) -> dict[str, float]:
         """Of a video's keys and values, and of one text that looks at it, at the mean length of the texts."""
         _, mask_PL = self.model.cut(self.captions.texts, self.captions.max_length)
-        video, pair = self.model.fusion_macs(model.schedule.tokens[-1], round(float(mask_PL.sum(1).float().mean())))
+        video, pair = self.model.fusion_macs(num_tokens, round(float(mask_PL.sum(1).float().mean())))
         return {"gmacs_fusion_video": video / 1e9, "gmacs_fusion_pair": pair / 1e9}
 
     def texts(self) -> Texts:
@@ -90,7 +90,7 @@ class Retrieving(Evaluation):
 
     def take(self, batch: Batch) -> None:
         backbone = self.task.model
-        tokens = backbone.normed(self.model.run(batch.inputs))
+        tokens = backbone.normed(self.encoded(batch.inputs))
         place_BE = backbone.place(backbone.vision_encoder.pool(tokens))
         self.invalid.extend(batch.index_B[~torch.isfinite(place_BE).all(-1)].tolist())
         self._places.append(place_BE.float())

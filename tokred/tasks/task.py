@@ -1,6 +1,6 @@
 """What tasks have in common: a task knows the data and the backbone of a group of cells, and evaluates one cell at a time.
 
-Dimension key: B batch, N samples (clips, texts or questions: whatever a metric counts).
+Dimension key: B batch, N samples (clips, texts or questions: whatever a metric counts), L layers.
 """
 
 from abc import ABC, abstractmethod
@@ -11,10 +11,13 @@ from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
+import torch
+from torch import Tensor
 
 from tokred.data import Batch, DataSource, Problem
 from tokred.model import Backbone
-from tokred.reduction import ReducedModel
+from tokred.reduced import ReducedModel
+from tokred.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,16 @@ class Evaluation(L.LightningModule, ABC):
         self.model, self.on_batch = model, on_batch
         self.invalid: list[int] = []
         self.problems: list[Problem] = []
+        self.counts: list[Tensor] = []  # of each batch (B, L), how many tokens of its samples left each layer
+
+    def encoded(self, inputs: Tensor) -> Tokens:
+        """The tokens that reach the head; ``counts`` notes how many where that differs by sample."""
+        if not self.model.method.varies:
+            return self.model.run(inputs)
+        counts: list[Tensor] = []
+        tokens = self.model.run(inputs, counts=counts)
+        self.counts.append(torch.stack(counts, 1).cpu())
+        return tokens
 
     @abstractmethod
     def take(self, batch: Batch) -> None:
@@ -99,6 +112,6 @@ class Task(ABC):
         """What a result depends on beside weights, data and cell; JSON-able."""
         return {"task": self.name}
 
-    def costs(self, model: ReducedModel) -> dict[str, float]:
-        """GMACs beyond those of the backbone, which no table of the field counts."""
+    def costs(self, num_tokens: int) -> dict[str, float]:
+        """GMACs beyond those of the backbone, which no table of the field counts, where as many tokens reach the head."""
         return {}

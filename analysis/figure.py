@@ -1,0 +1,48 @@
+"""A figure on its way to its files: one theme, panels' titles, and the same bytes from run to run."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import seaborn
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from tokred.analysis.look import printable
+from tokred.analysis.rows import write_csv, write_whole
+
+DPI = 200  # 9 inches are a README's 900 pixels wide at 100 an inch
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """In inches. Not known to pyplot, so that nothing has to be closed."""
+    return Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08))
+
+
+def save_figure(draw: Callable[[], Figure], items: Sequence[Any], stem: Path) -> list[Path]:
+    """``stem`` with .png, .svg and .csv, the last with ``items``, which were drawn. The settings of matplotlib are put back."""
+    with matplotlib.rc_context(_theme()):
+        pictures = _rendered(draw())
+    paths = [write_whole(stem.parent / f"{stem.name}.{kind}", picture) for kind, picture in pictures.items()]
+    return [*paths, write_csv(items, stem.parent / f"{stem.name}.csv")]
+
+
+def panel_title(group: tuple[str, ...], groups: Sequence[tuple[str, ...]]) -> str:
+    """The backbone, and a line for whatever else tells these rows from the others."""
+    differs = [len({other[axis] for other in groups}) > 1 for axis in range(len(group))]
+    return "\n".join(printable(name) for axis, name in enumerate(group) if axis == 0 or differs[axis])
+
+
+def _theme() -> dict:
+    style = seaborn.axes_style("ticks", {"axes.grid": True, "grid.color": "0.92"})
+    # the salt keeps the names inside an SVG, and so the file, the same from run to run
+    return style | seaborn.plotting_context("paper", font_scale=1.1) | {"svg.hashsalt": "tokred"}
+
+
+def _rendered(figure: Figure) -> dict[str, bytes]:
+    pictures = {"png": io.BytesIO(), "svg": io.BytesIO()}
+    for kind, file in pictures.items():
+        figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return {kind: file.getvalue() for kind, file in pictures.items()}

@@ -1,0 +1,54 @@
+"""Norm pruning against slow loops and a case made by hand. It has no official code."""
+
+import pytest
+import torch
+
+from tests.golden.weights import inputs
+from tokred import Tokens
+from tokred.reduction import create_method
+
+# of these tokens the first is longest by l1, the second by linf, the third by l2
+X_BNC = torch.tensor([[[2.0, 2, 2, 2], [3.5, 0, 0, 0], [3.0, 3, 0, 0], [0.1, 0, 0, 0]]])
+SLOW = {
+    "l1": lambda x: sum(abs(v) for v in x),
+    "l2": lambda x: sum(v * v for v in x),
+    "linf": lambda x: max(abs(v) for v in x),
+}
+
+
+def kept(x_BNC, keep, prefix=0, **options):
+    tokens = Tokens(x_BNC, prefix=prefix)
+    group_BN = create_method("norm_prune", **options).assign(tokens, None, keep).group_BN
+    return [(row >= 0).nonzero().flatten().tolist() for row in group_BN]
+
+
+@pytest.mark.parametrize(("norm", "longest"), [("l1", 0), ("linf", 1), ("l2", 2)])
+def test_each_norm_has_its_own_longest_token(norm, longest):
+    assert kept(X_BNC, 1, norm=norm) == [[longest]]
+
+
+@pytest.mark.parametrize("norm", SLOW)
+def test_the_longest_tokens_of_each_sample_stay(norm):
+    x_BNC = inputs([3, 20, 5], 6)
+    longest = [sorted(sorted(range(20), key=lambda n: -SLOW[norm](x[n]))[:7]) for x in x_BNC.tolist()]
+    assert kept(x_BNC, 7, norm=norm) == longest
+
+
+def test_tokens_that_stay_keep_their_order():
+    tokens = Tokens(X_BNC)
+    after = tokens.reduce(create_method("norm_prune").assign(tokens, None, 2))
+    assert torch.equal(after.x_BNC, X_BNC[:, [0, 2]])
+
+
+def test_a_prefix_stays_however_short_it_is():
+    short_first_BNC = X_BNC.flip(1)
+    assert kept(short_first_BNC, 2, prefix=1) == [[0, 1]]
+
+
+def test_of_tokens_of_one_length_the_first_stay():
+    assert kept(torch.ones(1, 6, 3), 4) == [[0, 1, 2, 3]]
+
+
+def test_norms_of_half_precision_do_not_overflow():
+    large_BNC = torch.tensor([[[3e4] * 4, [6e4] * 4, [1.0] * 4]], dtype=torch.float16)  # squares are above 65504
+    assert kept(large_BNC, 1) == [[1]]

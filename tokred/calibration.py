@@ -1,0 +1,98 @@
+"""Budgets of methods whose counts differ by sample: one of their options is solved for, on samples apart from the test.
+
+The mean MACs over the calibration samples meet the budget; those over the test samples are then what they are, and reported.
+
+Dimension key: N samples, L layers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+from tokred.foreign import evaluating
+from tokred.model import Backbone, Method
+from tokred.reduced import ReducedModel
+from tokred.schedule import Schedule
+
+AIM = 0.0025  # of the budget: where the search ends
+TOLERANCE = 0.02  # of the budget: where the option is a whole number, or the samples are few, no value may come nearer than that
+MOST_TRIES = 24
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """``option`` = ``value`` spends ``share`` of the unreduced MACs, the mean over ``num_samples``."""
+
+    option: str
+    value: float
+    share: float
+    num_samples: int
+
+
+def calibrated(
+    backbone: Backbone,
+    create: Callable[[dict[str, Any]], Method],
+    plan: Schedule,
+    budget: float,
+    batches: Sequence[Tensor],
+) -> tuple[ReducedModel, Calibration]:
+    """The model whose mean MACs over the inputs in ``batches`` are ``budget`` of the unreduced model's, and how it was found.
+
+    ``create(options)`` makes the method with one option set. Searches between the two ends of ``Method.knob``, between
+    which MACs must rise or fall. Raises ValueError where no value comes within 2 %.
+    """
+    if not 0 < budget <= 1:
+        raise ValueError(f"budget is a share of the unreduced MACs, above 0 and at most 1; got {budget!r}")
+    num_samples = sum(len(batch) for batch in batches)
+    if num_samples == 0:
+        raise ValueError("calibrate_on must hold one sample at least")
+    option, most, least = create({}).knob(backbone.num_tokens)
+    tried: dict[float, tuple[float, ReducedModel]] = {}
+
+    def share(value: float) -> float:
+        if value not in tried:
+            model = ReducedModel(backbone, create({option: value}), plan)
+            tried[value] = (mean_share(model, batches), model)
+        return tried[value][0]
+
+    _search(share, budget, most, least)
+    value = min(tried, key=lambda value: abs(tried[value][0] - budget))
+    reached, model = tried[value]
+    if abs(reached / budget - 1) > TOLERANCE:
+        raise ValueError(
+            f"{model.method.name} cannot spend {budget:g} of the unreduced MACs by its option {option}; the nearest it reaches "
+            f"on the {num_samples} calibration samples is {reached:.3f}, with {option}={value:g}"
+        )
+    spec = f"budget={budget:g}: {option}={value:g} spends {reached:.4f} on {num_samples} calibration samples"
+    model.schedule = replace(plan, spec=spec)
+    return model, Calibration(option, value, reached, num_samples)
+
+
+def mean_share(model: ReducedModel, batches: Sequence[Tensor]) -> float:
+    """The mean MACs of samples in these batches, as a share of the unreduced model's."""
+    found: list[Tensor] = []
+    device = next(model.backbone.parameters()).device
+    with torch.no_grad(), evaluating(model):
+        for inputs in batches:
+            counts: list[Tensor] = []
+            model.run(inputs.to(device), counts=counts)
+            found.append(torch.stack(counts, 1).cpu())
+    macs = [cost.macs for cost in model.costs(torch.cat(found))]
+    return sum(macs) / len(macs) / model.unreduced_cost().macs
+
+
+def _search(share: Callable[[float], float], budget: float, most: float, least: float) -> None:
+    """Brent's method between the two ends; every value that ``share`` was asked for is a candidate."""
+    whole = isinstance(most, int) and isinstance(least, int)
+
+    def miss(value: float) -> float:
+        found = share(round(value) if whole else value)
+        return 0.0 if abs(found / budget - 1) <= AIM else found - budget
+
+    if miss(most) < 0 < miss(least):
+        grain = 0.5 if whole else 1e-6 * abs(least - most)
+        brentq(miss, most, least, xtol=grain, maxiter=MOST_TRIES, disp=False)
