@@ -52,3 +52,37 @@ def test_of_tokens_of_one_length_the_first_stay():
 def test_norms_of_half_precision_do_not_overflow():
     large_BNC = torch.tensor([[[3e4] * 4, [6e4] * 4, [1.0] * 4]], dtype=torch.float16)  # squares are above 65504
     assert kept(large_BNC, 1) == [[1]]
+
+
+# By place
+
+
+def kept_places(keep, *, height, width, frames=1, norm="l2"):
+    tokens = Tokens(torch.zeros(1, frames * height * width, 3), grid=(frames, height, width)).placed()
+    group_BN = create_method("norm_prune", norm=norm, of="place").assign(tokens, None, keep).group_BN
+    return (group_BN[0] >= 0).nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize(("norm", "keep"), [("l1", 60), ("l1", 112), ("l2", 96), ("l2", 140), ("linf", 64), ("linf", 100)])
+def test_the_official_pattern_stays_where_it_has_as_many_places(norm, keep):
+    # TokenReduction's prep_pattern_stage_subset (@88fe07e): distances on a linspace from -7 to 7 over 14 places a side
+    side = [-7 + 14 * place / 13 for place in range(14)]
+    far = {14 * i + j: SLOW[norm]((side[i], side[j])) for i in range(14) for j in range(14)}
+    radius = sorted(far.values())[keep - 1]
+    within = [place for place, distance in far.items() if distance <= radius + 1e-9]
+    assert len(within) == keep
+    assert kept_places(keep, height=14, width=14, norm=norm) == within
+
+
+def test_every_frame_keeps_its_middle():
+    assert kept_places(8, frames=2, height=4, width=4) == [5, 6, 9, 10, 21, 22, 25, 26]
+
+
+def test_of_places_as_far_out_the_first_stay():
+    assert kept_places(5, height=4, width=4) == [1, 5, 6, 9, 10]
+
+
+def test_by_place_a_model_without_a_grid_is_refused():
+    tokens = Tokens(torch.zeros(1, 4, 3)).placed()
+    with pytest.raises(ValueError, match="reads the grid of patches, which this backbone does not say"):
+        create_method("norm_prune", of="place").assign(tokens, None, 2)
