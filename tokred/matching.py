@@ -20,8 +20,7 @@ def bipartite_matching(
     sorts where there is a CLS token, vid-TLDR always. Cosine similarity, in float32. ``label_BN``: pairs of the same label come
     before all others.
     """
-    metric_BNC = F.normalize(metric_BNC.float(), dim=-1)
-    score_BAD = metric_BNC[:, ::2] @ metric_BNC[:, 1::2].mT
+    score_BAD = even_to_odd(metric_BNC)
     if label_BN is not None:
         score_BAD = score_BAD - 4.0 * (label_BN[:, ::2, None] != label_BN[:, None, 1::2])  # cosines lie in -1..1
     score_BAD[:, : (prefix + 1) // 2] = -torch.inf  # prefix tokens at even places
@@ -84,8 +83,7 @@ def random_matching(metric_BNC: Tensor, noise_BN: Tensor, r: int, *, prefix: int
 
 def nearest_joined(metric_BNC: Tensor, source_BA: Tensor, destination_BD: Tensor, r: int) -> Tensor:
     """group_BN where the ``r`` sources most like a destination join it (cosine similarity, float32), by place."""
-    metric_BNC = F.normalize(metric_BNC.float(), dim=-1)
-    score_BAD = _rows(metric_BNC, source_BA) @ _rows(metric_BNC, destination_BD).mT
+    score_BAD = cosines(_rows(metric_BNC, source_BA), _rows(metric_BNC, destination_BD))
     best_BA, partner_BA = score_BAD.max(-1)
     merged_Br = best_BA.argsort(dim=-1, descending=True, stable=True)[:, :r]
     place_BN = torch.arange(metric_BNC.shape[1], device=metric_BNC.device).expand(metric_BNC.shape[0], -1)
@@ -209,9 +207,7 @@ def groups_behind_prefix(group_BN: Tensor, prefix: int) -> Tensor:
 
 def even_to_odd(metric_BNC: Tensor) -> Tensor:
     """(B, A, D): the cosine similarity of each token of even place to each of odd place; float32 also under autocast."""
-    metric_BNC = F.normalize(metric_BNC.float(), dim=-1)
-    with torch.autocast("cpu" if metric_BNC.device.type == "meta" else metric_BNC.device.type, enabled=False):
-        return metric_BNC[:, ::2] @ metric_BNC[:, 1::2].mT
+    return cosines(metric_BNC[:, ::2], metric_BNC[:, 1::2])
 
 
 def cosines(a_BAC: Tensor, b_BDC: Tensor) -> Tensor:
