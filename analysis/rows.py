@@ -296,7 +296,7 @@ def _aligned(samples: Sequence[Samples | None]) -> tuple[np.ndarray | None, np.n
 
 def _place(record: Record) -> str:
     """What cells have in common that are compared with each other."""
-    own = ("method", "options", "schedule", "seed")
+    own = ("method", "options", "schedule", "seed", "calibration")
     return json.dumps({axis: value for axis, value in record.cell.items() if axis not in own}, sort_keys=True)
 
 

@@ -29,7 +29,7 @@ from tokred.tasks import TASKS, Task
 from tokred.weights import digest
 
 RANDOM_WEIGHTS_SEED = 0
-CALIBRATION_SAMPLES = 64
+CALIBRATION_SAMPLES = 256
 DATA_PATHS = ("root", "csv", "annotation", "answer_list", "videos")  # what is there is in the data's digest
 
 
