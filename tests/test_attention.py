@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tokred import attention
-from tokred.attention import STATISTICS, attend
+from tokred.attention import STATISTICS, attend, measure, plain
 
 B, H, N, D = 2, 3, 37, 8  # of 37 queries, chunks of 16 leave a rest
 SCALE = D**-0.5
@@ -176,3 +176,57 @@ def test_a_statistic_that_was_not_asked_for_says_where_to_ask():
     _, found = attend(*parts(), scale=SCALE, statistics=("cls_row",))
     with pytest.raises(ValueError, match=r"'received' was not asked for; name it in the method's `statistics`"):
         _ = found.received_BN
+
+
+# Inside attention: some queries, and statistics before there is an output
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("with_valid", [False, True])
+def test_some_queries_get_what_they_get_among_all(with_bias, with_valid):
+    q, k, v = parts()
+    options = {"bias_BN": bias() if with_bias else None, "valid_BN": valid() if with_valid else None}
+    out = plain(q[:, :, [30, 2, 5]], k, v, scale=SCALE, **options)
+    assert close(out, (full_map(q, k, **options) @ v.double())[:, :, [30, 2, 5]])
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("with_valid", [False, True])
+@pytest.mark.parametrize("name", STATISTICS)
+def test_a_measured_statistic_is_that_of_the_full_map(name, with_bias, with_valid, chunks):
+    q, k, _ = parts()
+    options = {"bias_BN": bias() if with_bias else None, "valid_BN": valid() if with_valid else None}
+    found = measure(q, k, scale=SCALE, statistics=(name,), **options)
+    assert close(found.found[name], expected(name, full_map(q, k, **options), options["valid_BN"]))
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_measured_statistics_without_bias_leave_it_out(name):
+    q, k, _ = parts()
+    found = measure(q, k, scale=SCALE, bias_BN=bias(), statistics=(name,), biased_statistics=False)
+    assert close(found.found[name], expected(name, full_map(q, k)))
+
+
+def test_all_statistics_are_measured_in_one_call():
+    q, k, _ = parts()
+    found = measure(q, k, scale=SCALE, valid_BN=valid(), statistics=tuple(STATISTICS)).found
+    map_BHNN = full_map(q, k, valid_BN=valid())
+    assert set(found) == set(STATISTICS)
+    assert all(close(found[name], expected(name, map_BHNN, valid())) for name in STATISTICS)
+
+
+def test_only_the_measured_map_has_a_gradient():
+    q, k, _ = (x.requires_grad_() for x in parts())
+    found = measure(q, k, scale=SCALE, statistics=tuple(STATISTICS)).found
+    assert [name for name in STATISTICS if found[name].requires_grad] == ["map"]
+
+
+def test_measuring_needs_no_values_and_keeps_those_it_is_given():
+    q, k, v = parts()
+    assert measure(q, k, scale=SCALE).v_BHND is None
+    assert measure(q, k, v_BHND=v, scale=SCALE).v_BHND is v
+
+
+def test_an_unknown_statistic_is_not_measured():
+    with pytest.raises(ValueError, match="no attention statistic 'entropy'"):
+        measure(*parts()[:2], scale=SCALE, statistics=("entropy",))

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokred
-from tokred.cost import PARTS
-from tokred.reduction import ReducedModel
+from tokred import Assignment, Method, Place
+from tokred.cost import PARTS, mean
+from tokred.reduction import ReducedModel, as_backbone
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -315,3 +316,83 @@ def test_a_method_before_attention_saves_attention_and_mlp_of_its_layer():
     assert early["mlp"] == (12 + 12 + 10) * widths.mlp[0]
     assert late["mlp"] == (17 + 12 + 12) * widths.mlp[0]
     assert early["attention"] == (12**2 + 12**2 + 10**2) * (widths.logits[0] + widths.mixing[0])
+
+
+# Every site
+
+
+class First(Method):
+    """Keeps the first tokens; its own work is nothing."""
+
+    def __init__(self, site: str, statistics: tuple[str, ...] = ()):
+        super().__init__()
+        self.site, self.statistics = site, statistics
+
+    def assign(self, tokens, attention, keep):
+        place_BK = torch.arange(keep).expand(tokens.x_BNC.shape[0], -1)
+        if self.site == "attention":
+            group_N = torch.arange(tokens.num).clamp_max(keep - 1)
+            return Assignment(group_N.expand(tokens.x_BNC.shape[0], -1), keep)
+        return Assignment.select(place_BK, tokens.num)
+
+
+SITES_AND_STATISTICS = [
+    *((site, ()) for site in ("input", "before_attention", "queries", "after_attention", "after_mlp", "output")),
+    *((site, ("cls_row",)) for site in ("queries", "after_attention", "after_mlp", "output")),
+    *((site, ("received", "row_entropy")) for site in ("queries", "after_attention", "after_mlp", "output")),
+    *((site, ("cls_row", "map")) for site in ("queries", "attention", "after_attention")),
+    ("attention", ("map", "received")),
+]
+
+
+@pytest.mark.parametrize("model", ["class token", "registers", "umt"])
+@pytest.mark.parametrize(("site", "statistics"), SITES_AND_STATISTICS)
+def test_at_every_site_ours_equals_the_counter_of_torch(site, statistics, model, unfused):
+    torch.manual_seed(0)
+    backbone = as_backbone(MODELS[model]().eval().requires_grad_(False))
+    r = {"input": [5], "output": [0, 0, 5]}.get(site, [3, 0, 4])
+    reduced = tokred.reduce(backbone, First(site, statistics), r=r)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        reduced(torch.randn(1, *backbone.sample_shape))
+    assert reduced.cost().macs == counter.get_total_flops() // 2
+
+
+def test_queries_that_go_still_have_keys_and_values():
+    """17 tokens come to layer 1, 11 ask; by hand."""
+    model = MODELS["class token"]()
+    cost = tokred.reduce(model, First("queries"), r=[0, 6]).cost()
+    N, K, C = 17, 11, 24
+    of_layer = 3 * N * C * C + 2 * K * N * C + K * C * C + 8 * K * C * C
+    assert cost.macs_by_layer[1] == of_layer
+
+
+def test_a_map_that_is_merged_has_all_queries_and_keys_and_merged_values():
+    """17 tokens come to layer 1, 11 leave; by hand."""
+    cost = tokred.reduce(MODELS["class token"](), First("attention", ("map",)), r=[0, 6]).cost()
+    N, K, C = 17, 11, 24
+    of_layer = 2 * N * C * C + K * C * C + N * N * C + K * K * C + K * C * C + 8 * K * C * C
+    assert cost.macs_by_layer[1] == of_layer
+
+
+# Of several samples
+
+
+def test_the_mean_of_costs_is_that_of_each_part_and_layer():
+    reduced = reduced_model("class token", "tome")[0]
+    costs = [reduced.cost(tokens) for tokens in ([14, 12, 10], [17, 16, 16], [16, 9, 9], [14, 11, 9])]
+    found = mean(costs)
+    for part in PARTS:
+        assert found.macs_by_part[part] == round(sum(cost.macs_by_part[part] for cost in costs) / 4)
+    assert found.macs_by_layer == tuple(round(sum(cost.macs_by_layer[layer] for cost in costs) / 4) for layer in range(3))
+
+
+def test_the_cost_of_given_counts_is_that_of_a_schedule_with_them():
+    reduced = reduced_model("class token", "tome")[0]
+    fewer = tokred.reduce(reduced.backbone, "tome", tokens=[15, 13, 12])
+    assert reduced.cost([15, 13, 12]) == fewer.cost()
+
+
+def test_a_method_pays_for_its_work_in_layers_where_it_finds_nothing_to_remove():
+    reduced = tokred.reduce(MODELS["class token"](), "ltmp")
+    num = reduced.backbone.num_tokens
+    assert reduced.cost().macs - reduced.unreduced_cost().macs == 3 * reduced.method.macs(num, num, Place(1, 24, 3)) > 0

@@ -17,6 +17,8 @@ from tokred.schedule import (
     from_keep_rate,
     from_r,
     from_tokens,
+    own_counts,
+    reducing,
     removed_per_layer,
     shape_amounts,
     solve_budget,
@@ -341,3 +343,51 @@ def test_layers_restrict_the_solver():
     plan = plan_schedule(backbone, create_method("top_k"), budget=0.6, layers=[3, 6, 9])
     assert plan.reducing_layers == (3, 6, 9)
     assert plan.spec == "budget=0.6, constant at layers [3, 6, 9]"
+
+
+@pytest.mark.parametrize("budget", [0.36, 0.4, 0.66, 0.74])
+def test_where_macs_come_in_blocks_more_than_single_tokens_are_moved(budget):
+    """Bisection and single tokens alone do not meet these: a token more or less stays within its block of 32."""
+
+    def macs(tokens) -> int:
+        return sum(32 * 100 * -(-num // 32) + 60 * num for num in tokens)
+
+    plan = solve_budget(budget, stage(num_tokens=201), macs)
+    assert macs(plan.tokens) / macs((201,) * 4) == pytest.approx(budget, rel=BUDGET_TOLERANCE)
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.7, 0.9])
+def test_where_single_tokens_do_the_shape_is_not_bent(budget):
+    plan = solve_budget(budget, stage(num_tokens=201), quadratic)
+    before = (201, *plan.tokens[:-1])
+    removed = [num - keep for num, keep in zip(before, plan.tokens, strict=True)]
+    assert max(removed) - min(removed) <= 3  # of 201; a move by 4 or 16 would show
+    assert quadratic(plan.tokens) / quadratic((201,) * 4) == pytest.approx(budget, rel=BUDGET_TOLERANCE)
+
+
+# Counts that differ by sample
+
+
+def test_a_method_with_its_own_counts_works_in_all_layers_and_may_leave_all():
+    plan = own_counts(stage(), None)
+    assert plan.tokens == plan.requested == (21, 21, 21, 21)
+    assert plan.reducing_layers == plan.own_layers == (0, 1, 2, 3)
+    assert plan.spec == "as many as it says" and not plan.clipped
+
+
+def test_a_method_with_its_own_counts_works_in_the_layers_that_are_named():
+    assert own_counts(stage(), [3, 1]).reducing_layers == (1, 3)
+
+
+@pytest.mark.parametrize("layers", [[4], [-1], [1, 1], []])
+def test_own_counts_in_layers_that_are_not_there_are_refused(layers):
+    with pytest.raises(ValueError, match="layers must be different numbers from 0 to 3"):
+        own_counts(stage(), layers)
+
+
+def test_layers_reduce_where_fewer_leave_than_come():
+    assert reducing(21, (21, 20, 20, 5)) == (1, 3)
+
+
+def test_own_layers_reduce_beside_those_of_the_counts():
+    assert Schedule(21, (21, 15, 15, 15), (21, 15, 15, 15), "by hand", own_layers=(3,)).reducing_layers == (1, 3)

@@ -1,5 +1,7 @@
 """Merging, dropping, fusing, pooling and soft assignment of four tokens that can be reckoned by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -206,3 +208,185 @@ def test_the_gradient_of_a_mean_is_shared_among_its_members():
     x_BNC = X_14C.clone().requires_grad_()
     Tokens(x_BNC).reduce(Assignment(group(0, 0, 0, -1), 1)).x_BNC.sum().backward()
     assert x_BNC.grad[0, :, 0].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
+
+
+# Selections with padding
+
+
+def test_a_selection_with_padding_keeps_what_is_valid():
+    valid_BK = torch.tensor([[True, True, False]])
+    plan = Assignment.select(torch.tensor([[3, 1, 3]]), 4, valid_BK)
+    assert plan.group_BN.tolist() == [[-1, 1, -1, 0]]  # the last place is padding, whatever it names
+
+
+def test_padding_of_a_selection_has_no_features_and_no_size():
+    valid_BK = torch.tensor([[True, True, False]])
+    left = Tokens(X_14C).traced().reduce(Assignment.select(torch.tensor([[3, 1, 0]]), 4, valid_BK))
+    assert rows(left.x_BNC) == [[5, 5], [3, 0], [0, 0]]
+    assert left.size_BN.tolist() == [[1, 1, 0]]
+    assert left.source_BM.tolist() == [[-1, 1, -1, 0]]
+
+
+def test_a_selection_is_the_merge_of_groups_of_one():
+    """The gather against the sums that any other assignment takes."""
+    generator = torch.Generator().manual_seed(0)
+    x_BNC, size_BN = torch.randn(3, 9, 5, generator=generator), torch.rand(3, 9, generator=generator) + 1
+    tokens = Tokens(x_BNC, prefix=1, size_BN=size_BN).traced().placed()
+    index_BK = torch.stack([torch.randperm(9, generator=generator)[:6] for _ in range(3)])
+    valid_BK = torch.arange(6) < torch.tensor([[6], [4], [1]])
+    plan = Assignment.select(index_BK, 9, valid_BK)
+    ours, sums = tokens.reduce(plan), tokens.reduce(Assignment(plan.group_BN, 6, valid_BK=valid_BK))
+    assert torch.allclose(ours.x_BNC, sums.x_BNC, atol=1e-6) and torch.allclose(ours.size_BN, sums.size_BN)
+    assert torch.equal(ours.source_BM, sums.source_BM)
+    assert torch.equal(ours.place_BN[valid_BK], sums.place_BN[valid_BK])
+
+
+def test_the_sizes_of_a_selection_before_any_merge_are_not_written_out():
+    assert Tokens(X_14C).reduce(Assignment.select(torch.tensor([[2, 0]]), 4)).size_BN is None
+
+
+def test_the_gradient_of_a_selection_reaches_what_is_kept_alone():
+    x_BNC = X_14C.clone().requires_grad_()
+    valid_BK = torch.tensor([[True, False]])
+    Tokens(x_BNC).reduce(Assignment.select(torch.tensor([[2, 0]]), 4, valid_BK)).x_BNC.sum().backward()
+    assert x_BNC.grad[0, :, 0].tolist() == [0, 0, 1, 0]
+
+
+# The map of attention, merged
+
+
+def merged_in_loops(map_HNN, group_N, weight_N, num_groups: int) -> torch.Tensor:
+    merged = torch.zeros(len(map_HNN), num_groups, num_groups)
+    for head, map_NN in enumerate(map_HNN):
+        for k in range(num_groups):
+            rows_of_k = [n for n, group in enumerate(group_N) if group == k]
+            total = sum(weight_N[n] for n in rows_of_k)
+            for j in range(num_groups):
+                columns_of_j = [n for n, group in enumerate(group_N) if group == j]
+                merged[head, k, j] = sum(weight_N[n] / total * map_NN[n, m] for n in rows_of_k for m in columns_of_j)
+    return merged
+
+
+@pytest.mark.parametrize("by", ["size", "weight"])
+@pytest.mark.parametrize("drops", [False, True])
+def test_a_merged_map_has_mean_rows_and_summed_columns(by, drops):
+    generator = torch.Generator().manual_seed(0)
+    map_BHNN = torch.randn(2, 3, 7, 7, generator=generator).softmax(-1)
+    size_BN, weight_BN = (torch.rand(2, 7, generator=generator) + 0.5 for _ in range(2))
+    group_BN = torch.tensor([[0, 1, 1, 2, 3, 2, 2], [3, 0, -1 if drops else 0, 1, 2, 2, 0]])
+    plan = Assignment(group_BN, 4, weight_BN=weight_BN if by == "weight" else None)
+    used_BN = weight_BN if by == "weight" else size_BN
+    expected = [merged_in_loops(map_BHNN[b], group_BN[b].tolist(), used_BN[b], 4) for b in range(2)]
+    assert torch.allclose(plan.merge_map(map_BHNN, size_BN), torch.stack(expected), atol=1e-6)
+
+
+def test_rows_of_a_merged_map_add_up_to_1_where_no_token_is_dropped():
+    map_BHNN = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    merged = Assignment(group(0, 1, 1, 0), 2).merge_map(map_BHNN, torch.tensor([[1.0, 4.0, 2.0, 1.0]]))
+    assert torch.allclose(merged.sum(-1), torch.ones(1, 2, 2), atol=1e-6)
+
+
+def test_a_map_of_tokens_that_each_stay_alone_is_left_as_it_is():
+    map_BHNN = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    assert torch.allclose(Assignment(group(0, 1, 2, 3), 4).merge_map(map_BHNN, torch.full((1, 4), 3.0)), map_BHNN)
+
+
+# Places in the grid
+
+
+def test_tokens_from_the_input_are_at_their_places_behind_the_prefix():
+    assert Tokens(torch.zeros(1, 6, 2), prefix=2).placed().place_BN.tolist() == [[-1, -1, 0, 1, 2, 3]]
+
+
+def test_a_merged_token_is_at_the_place_of_its_heaviest_member():
+    tokens = replace(Tokens(X_14C).placed(), size_BN=torch.tensor([[1.0, 4.0, 2.0, 3.0]]))
+    assert tokens.reduce(Assignment(group(0, 0, 1, 1), 2)).place_BN.tolist() == [[1, 3]]
+
+
+def test_of_equally_heavy_members_the_first_gives_the_place():
+    assert Tokens(X_14C).placed().reduce(Assignment(group(1, 0, 0, 1), 2)).place_BN.tolist() == [[1, 0]]
+
+
+def test_places_follow_through_two_reductions():
+    tokens = Tokens(X_14C).placed().reduce(Assignment(group(1, 0, 0, 2), 3))  # places 1, 0, 3 of sizes 2, 1, 1
+    assert tokens.reduce(Assignment(group(0, -1, 0), 1)).place_BN.tolist() == [[1]]
+
+
+def test_the_prefix_is_at_no_place_however_it_is_ordered():
+    tokens = Tokens(X_14C, prefix=1).placed()
+    assert tokens.reduce(Assignment(group(0, 1, 1, 2), 3)).place_BN.tolist() == [[-1, 0, 2]]
+    assert tokens.reduce(Assignment.select(torch.tensor([[0, 3, 1]]), 4)).place_BN.tolist() == [[-1, 2, 0]]
+
+
+def test_padding_is_at_no_place():
+    valid_BK = torch.tensor([[True, False]])
+    assert Tokens(X_14C).placed().reduce(Assignment(group(0, 0, 0, 0), 2, valid_BK=valid_BK)).place_BN.tolist() == [
+        [0, -1]
+    ]
+
+
+def test_a_soft_token_is_at_the_place_of_the_heaviest_token_it_takes_most_of():
+    matrix = torch.tensor([[[1.0, 0.4, 0.0, 0.0], [0.0, 0.6, 1.0, 1.0]]])
+    tokens = replace(Tokens(X_14C).placed(), size_BN=torch.tensor([[1.0, 1.0, 1.0, 2.0]]))
+    assert tokens.reduce(Assignment(None, 2, matrix_BKN=matrix)).place_BN.tolist() == [[0, 3]]
+
+
+def test_places_agree_with_a_loop_over_many_members():
+    generator = torch.Generator().manual_seed(0)
+    size_BN = torch.randint(1, 4, (5, 40), generator=generator).float()
+    group_BN = torch.randint(-1, 6, (5, 40), generator=generator)
+    group_BN[:, 0] = 0
+    tokens = replace(Tokens(torch.zeros(5, 40, 2), prefix=1).placed(), size_BN=size_BN)
+    found = tokens.reduce(Assignment(group_BN, 6)).place_BN
+    for sample in range(5):
+        for k in range(1, 6):
+            inside = [n for n in range(40) if group_BN[sample, n] == k]
+            assert found[sample, k] == max(inside, key=lambda n: (size_BN[sample, n], -n)) - 1
+        assert found[sample, 0] == -1  # where the prefix is
+
+
+def test_tokens_without_places_say_how_to_get_them():
+    with pytest.raises(ValueError, match="set `needs_places = True` on the method"):
+        Tokens(X_14C).places()
+
+
+# Padding
+
+
+THREE_AND_TWO = torch.tensor([[True, True, True, False], [True, True, False, False]])
+
+
+def padded() -> Tokens:
+    x_BNC = torch.cat([X_14C, 2 * X_14C])
+    return Tokens(x_BNC, size_BN=torch.tensor([[1.0, 2, 1, 0], [3, 1, 0, 0]]), valid_BN=THREE_AND_TWO).placed()
+
+
+def test_real_tokens_are_counted_without_the_padding():
+    assert padded().num_real().tolist() == [3, 2]
+    assert Tokens(X_14C).num_real().tolist() == [4]
+
+
+def test_padding_that_no_sample_needs_goes():
+    cut = padded().trimmed()
+    assert cut.num == cut.size_BN.shape[1] == cut.place_BN.shape[1] == 3
+    assert torch.equal(cut.valid_BN, THREE_AND_TWO[:, :3]) and torch.equal(cut.x_BNC, padded().x_BNC[:, :3])
+
+
+def test_where_all_samples_have_as_many_there_is_no_padding_left():
+    cut = replace(padded(), valid_BN=THREE_AND_TWO[1:].expand(2, -1)).trimmed()
+    assert cut.num == 2 and cut.valid_BN is None
+
+
+def test_trimming_leaves_tokens_without_padding_as_they_are():
+    tokens = Tokens(X_14C)
+    assert tokens.trimmed() is tokens
+
+
+def test_trimming_leaves_sources_as_they_are():
+    cut = replace(padded(), source_BM=torch.tensor([[0, 1, 2, -1], [0, 1, 1, 0]])).trimmed()
+    assert cut.source_BM.tolist() == [[0, 1, 2, -1], [0, 1, 1, 0]]
+
+
+def test_log_sizes_of_padding_are_finite():
+    log_BN = padded().log_size_BN()
+    assert log_BN.isfinite().all() and log_BN[0].exp().tolist() == pytest.approx([1, 2, 1, 1])

@@ -260,7 +260,7 @@ def _heaviest(place_BN: Tensor, size_BN: Tensor, group_BN: Tensor, num_groups: i
     place_BK = most - 1 - code_BK[:, :num_groups] % most
     is_prefix_BN = (place_BN < 0).long()
     prefix_BK = is_prefix_BN.new_zeros(code_BK.shape).scatter_add(1, bin_BN, is_prefix_BN)[:, :num_groups]
-    return place_BK.masked_fill(prefix_BK > 0, -1)
+    return place_BK.masked_fill((prefix_BK > 0) | (code_BK[:, :num_groups] == 0), -1)  # padding is at no place
 
 
 def _follow(source_BM: Tensor | None, group_BN: Tensor) -> Tensor | None:
