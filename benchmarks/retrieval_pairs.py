@@ -59,7 +59,7 @@ def embedded() -> Retrieving:
     backbone, data = create_backbone("mini_umt", task="retrieval"), MovingShapes(60)
     evaluation = Retrieval(data, backbone, shortlist=16).evaluation(_unreduced(backbone))
     for batch in EvaluationData(data, backbone, batch_size=20).test_dataloader():
-        evaluation.take(batch)
+        evaluation.take(evaluation.model.run(batch.inputs), batch)
     evaluation.scores = evaluation._score()
     return evaluation
 

@@ -60,8 +60,9 @@ Data: data=NAME data.KEY=VALUE
 {data}  or a published set, in the folder data.root=FOLDER:
 {sets}
 
-Others: batch_size, workers, device (auto, cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), timing.rounds (0: none),
-  timing.batch_size, allow_clip, out (run folder), plugins (Python files of your own)
+Others: batch_size, workers (processes that read data ahead), cells_per_pass (that share one reading of the data), device (auto,
+  cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), timing.rounds (0: none), timing.batch_size, allow_clip, out (run folder),
+  plugins (Python files of your own)
 Experiments: experiment=NAME, one of
 {experiments}
 

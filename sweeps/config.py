@@ -56,6 +56,7 @@ class SweepConfig:
     data: dict[str, Any]
     calibration: dict[str, Any]
     batch_size: int
+    cells_per_pass: int
     workers: int
     device: str
     precision: str
@@ -91,6 +92,7 @@ def read_config(overrides: Sequence[str]) -> SweepConfig:
         data=_mapping(raw, "data"),
         calibration=_mapping(raw, "calibration"),
         batch_size=_at_least(1, raw, "batch_size"),
+        cells_per_pass=_at_least(1, raw, "cells_per_pass"),
         workers=_at_least(0, raw, "workers"),
         device=_one_of(("auto", "cpu", "cuda"), raw, "device"),
         precision=_one_of(PRECISIONS, raw, "precision"),

@@ -32,9 +32,10 @@ class Model(nn.Module):
 
 @torch.no_grad()
 def outcome(model, inputs, label_B):
-    module = Classifying(model)
-    module.test_step(Batch(inputs, torch.tensor(label_B), torch.arange(len(inputs)), ()), 0)
-    return module.outcome()
+    evaluation = Classifying(model)
+    batch = Batch(inputs, torch.tensor(label_B), torch.arange(len(inputs)), [])
+    evaluation.take(model.run(inputs.reshape(-1, *SHAPE)), batch)
+    return evaluation.outcome()
 
 
 def draw(*shape):

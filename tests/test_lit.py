@@ -13,9 +13,12 @@ from tokred.data import DataSource, Preprocess
 from tokred.data.loading import Unreadable
 from tokred.lit import EvaluationData
 from tokred.tasks.classification import Classifying
+from tokred.tokens import Tokens
 
 SHAPE, NUM_CLASSES = (3, 2, 2), 4
-BACKBONE = SimpleNamespace(sample_shape=SHAPE, preprocess=Preprocess, head=lambda logits: logits)
+BACKBONE = SimpleNamespace(
+    sample_shape=SHAPE, preprocess=Preprocess, depth=1, head=lambda tokens: tokens.x_BNC.squeeze(1)
+)
 
 
 class Pictures(DataSource):
@@ -46,24 +49,36 @@ class Pictures(DataSource):
 
 
 class Model(nn.Module):
-    """Logits from a linear map; ``nan_at``: samples, by the first of their values, whose logits are not a number."""
+    """Of one layer; logits from a linear map. ``nan_at``, ``fails_at``: samples, by the first of their values, whose logits are
+    not a number, and at which it raises."""
 
     backbone, method = BACKBONE, SimpleNamespace(varies=False)
 
-    def __init__(self, nan_at=None):
+    def __init__(self, nan_at=None, fails_at=None):
         super().__init__()
-        self.linear, self.nan_at, self.calls = nn.Linear(12, NUM_CLASSES), nan_at, 0
+        self.linear, self.nan_at, self.fails_at, self.calls = nn.Linear(12, NUM_CLASSES), nan_at, fails_at, 0
         nn.init.normal_(self.linear.weight, generator=torch.Generator().manual_seed(0))
 
-    def run(self, inputs):
-        return self(inputs)
-
     def forward(self, inputs):
+        return BACKBONE.head(self.fed(0, self.embedded(inputs), None, inputs))
+
+    def embedded(self, inputs):
+        return Tokens(inputs.flatten(1)[:, None])
+
+    def halves(self):
+        return [(), (self,)]
+
+    def attended(self, layer, tokens, inputs):
+        return tokens, None
+
+    def fed(self, layer, tokens, attention, inputs):
         self.calls += 1
-        logits = self.linear(inputs.flatten(1))
+        logits_B1K = self.linear(tokens.x_BNC)
         if self.nan_at is not None:
-            logits[inputs[:, 0, 0, 0] == self.nan_at, 1] = float("nan")
-        return logits
+            logits_B1K[inputs[:, 0, 0, 0] == self.nan_at, :, 1] = float("nan")
+        if self.fails_at is not None and (inputs[:, 0, 0, 0] == self.fails_at).any():
+            raise RuntimeError("out of luck")
+        return tokens.with_x(logits_B1K)
 
 
 def data_of(source, batch_size=3):
@@ -71,9 +86,13 @@ def data_of(source, batch_size=3):
 
 
 def evaluate(model, samples, *, on_batch=lambda: None, precision="32-true"):
-    module = Classifying(model, on_batch)
-    lit.evaluate(module, samples, precision=precision)
-    return module.outcome()
+    evaluation = Classifying(model)
+    lit.evaluate([evaluation], samples, on_batch=on_batch, precision=precision)
+    return evaluation.outcome()
+
+
+def first_value(index):
+    return Pictures().read(index, SHAPE, Preprocess())[0, 0, 0].item()
 
 
 @torch.no_grad()
@@ -111,9 +130,7 @@ def test_where_nothing_can_be_read_the_first_file_is_named():
 
 
 def test_logits_that_are_not_finite_are_named_by_sample():
-    source = Pictures()
-    first_value = source.read(4, SHAPE, Preprocess())[0, 0, 0].item()
-    assert evaluate(Model(nan_at=first_value), data_of(source)).invalid == (4,)
+    assert evaluate(Model(nan_at=first_value(4)), data_of(Pictures())).invalid == (4,)
 
 
 def test_progress_is_told_of_every_batch():
@@ -167,14 +184,92 @@ def test_the_model_is_left_where_it_ran(monkeypatch):
     """Lightning leaves it on the CPU; the next cell, and the timing, run the same backbone."""
     moves = []
     for name in ("cpu", "to"):
-        original = getattr(Classifying, name)
+        original = getattr(lit._Pass, name)
         monkeypatch.setattr(
-            Classifying,
+            lit._Pass,
             name,
             lambda self, *to, _o=original, _n=name, **kw: (moves.append((_n, *to)), _o(self, *to, **kw))[1],
         )
     evaluate(Model(), data_of(Pictures()))
     assert moves[-1] == ("to", "cpu") and ("cpu",) in moves[:-1]
+
+
+# Many models in a pass
+
+
+def evaluate_all(models, samples, **options):
+    evaluations = [Classifying(model) for model in models]
+    lit.evaluate(evaluations, samples, **options)
+    return evaluations
+
+
+def test_each_of_many_models_gets_what_it_gets_alone():
+    samples, models = data_of(Pictures(broken=[2])), [Model() for _ in range(3)]
+    for evaluation, alone in zip(evaluate_all(models, samples), models, strict=True):
+        expected = evaluate(alone, data_of(Pictures(broken=[2])))
+        found = evaluation.outcome()
+        assert found.problems == expected.problems != ()
+        assert all(np.array_equal(value, expected.arrays[name]) for name, value in found.arrays.items())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_many_models_read_each_sample_once(num_workers, tmp_path):
+    class Noted(Pictures):
+        """Reads are notes in a folder, which a worker process can write too."""
+
+        def read(self, index, *arguments):
+            (tmp_path / f"{index}-{len(list(tmp_path.glob(f'{index}-*')))}").touch()
+            return super().read(index, *arguments)
+
+    samples = EvaluationData(Noted(), BACKBONE, batch_size=3, num_workers=num_workers)
+    evaluate_all([Model() for _ in range(5)], samples)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{index}-0" for index in range(7)]
+
+
+def test_a_model_that_fails_says_why_and_the_others_go_on():
+    models = [Model(), Model(fails_at=first_value(4)), Model()]
+    first, failed, last = evaluate_all(models, data_of(Pictures()))
+    with pytest.raises(ValueError, match="^RuntimeError: out of luck$"):
+        failed.outcome()
+    expected = evaluate(Model(), data_of(Pictures())).arrays["prediction"]
+    for evaluation in (first, last):
+        assert np.array_equal(evaluation.outcome().arrays["prediction"], expected)
+
+
+def test_a_model_that_failed_is_run_no_more():
+    models = [Model(), Model(fails_at=first_value(1))]
+    evaluate_all(models, data_of(Pictures()))
+    assert [model.calls for model in models] == [3, 1]
+
+
+def test_an_error_of_a_task_ends_its_model_alone(monkeypatch):
+    first, second = Classifying(Model()), Classifying(Model())
+    monkeypatch.setattr(first, "take", lambda tokens, batch: [][0])
+    lit.evaluate([first, second], data_of(Pictures()))
+    assert first.failed == "IndexError: list index out of range" and second.failed is None
+
+
+def test_where_all_models_failed_no_further_file_is_read():
+    source = Pictures()
+    evaluate_all([Model(fails_at=first_value(0)), Model(fails_at=first_value(1))], data_of(source))
+    assert max(source.reads) == 2
+
+
+def test_a_model_that_failed_keeps_no_tensors():
+    """An error holds the frames that it went through, and they the tokens of a batch."""
+    import gc
+    import weakref
+
+    model, seen = Model(), []
+
+    def fail(layer, tokens, attention, inputs):
+        seen.append(weakref.ref(tokens))
+        raise RuntimeError("out of memory")
+
+    model.fed = fail
+    evaluations = evaluate_all([model, Model()], data_of(Pictures()))
+    gc.collect()
+    assert evaluations[0].failed is not None and seen[0]() is None
 
 
 # Ctrl+C
@@ -190,7 +285,7 @@ def test_an_interrupt_stays_one_and_the_next_one_is_heard():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_error_of_the_model_is_passed_on():
+def test_an_error_outside_of_the_models_is_passed_on():
     def fail():
         raise RuntimeError("out of luck")
 

@@ -135,7 +135,7 @@ def run(name, path):
     own = create_backbone("umt_base_patch16_224", weights=path, embed_dim=24, depth=3, num_heads=3, **sizes)
     method = create_method("none")
     evaluation = Classification(data, own).evaluation(ReducedModel(own, method, plan_schedule(own, method)).eval())
-    evaluate(evaluation, EvaluationData(data, own, batch_size=3))
+    evaluate([evaluation], EvaluationData(data, own, batch_size=3))
     assert sum(value.double().sum().item() for value in own.parameters()) == pytest.approx(
         golden["parameter_sum"], abs=1e-3
     )

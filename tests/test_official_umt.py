@@ -20,7 +20,7 @@ from tokred import ReducedModel
 from tokred.data import VideoCaptions, VideoQuestions
 from tokred.data.texts import clean
 from tokred.data.video import first_frames, middle_frames, read_clip
-from tokred.lit import EvaluationData, evaluate
+from tokred.lit import EvaluationData, evaluate, finish
 from tokred.reduction import create_method, plan_schedule
 from tokred.tasks import QuestionAnswering, Retrieval
 from tokred.text import TextSizes
@@ -199,7 +199,8 @@ def retrieved(file, name, shortlist):
     own = model("retrieval", 24, RETRIEVAL["seed"])
     small = reduced(own, RETRIEVAL["vision"][name]["r"])
     evaluation = Retrieval(captions(file), own, shortlist=shortlist).evaluation(small)
-    evaluate(evaluation, EvaluationData(captions(file), own, batch_size=3))
+    evaluate([evaluation], EvaluationData(captions(file), own, batch_size=3))
+    finish(evaluation)
     return evaluation
 
 
@@ -285,7 +286,7 @@ def answered(name, shortlist):
     case = QA["cases"][f"{name}/k{shortlist}"]
     own = model("qa", 32, case["seed"])
     evaluation = QuestionAnswering(questions(), own, shortlist=shortlist).evaluation(reduced(own, case["r"]))
-    evaluate(evaluation, EvaluationData(questions(), own, batch_size=3))
+    evaluate([evaluation], EvaluationData(questions(), own, batch_size=3))
     return evaluation
 
 

@@ -51,7 +51,7 @@ def ran(backbone, data=None, *, method="none", shortlist=None, batch_size=2, **a
     chosen = create_method(method)
     model = ReducedModel(backbone, chosen, plan_schedule(backbone, chosen, **amount)).eval()
     evaluation = QuestionAnswering(data, backbone, shortlist=shortlist).evaluation(model)
-    evaluate(evaluation, EvaluationData(data, backbone, batch_size=batch_size))
+    evaluate([evaluation], EvaluationData(data, backbone, batch_size=batch_size))
     return evaluation
 
 

@@ -10,7 +10,7 @@ from torchmetrics.retrieval import RetrievalHitRate
 from tokred import ReducedModel, create_backbone
 from tokred.data import MovingShapes
 from tokred.data.loading import Unreadable
-from tokred.lit import EvaluationData, evaluate
+from tokred.lit import EvaluationData, evaluate, finish
 from tokred.reduction import create_method, plan_schedule
 from tokred.tasks import Retrieval
 from tokred.tasks.retrieval import METRICS, NOT_LISTED, Scores, ranks
@@ -56,7 +56,8 @@ def ran(backbone, data=None, *, method="none", shortlist=None, batch_size=3, pre
     chosen = create_method(method)
     model = ReducedModel(backbone, chosen, plan_schedule(backbone, chosen, **amount)).eval()
     evaluation = Retrieval(data, backbone, shortlist=shortlist).evaluation(model)
-    evaluate(evaluation, EvaluationData(data, backbone, batch_size=batch_size), precision=precision)
+    evaluate([evaluation], EvaluationData(data, backbone, batch_size=batch_size), precision=precision)
+    finish(evaluation, precision=precision)
     return evaluation
 
 

@@ -4,7 +4,7 @@ Dimension key: B batch, N tokens now, K tokens after, M tokens at the input, L l
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -18,6 +18,7 @@ from tokred.model import SITES, Backbone, Method
 from tokred.schedule import Schedule
 from tokred.tokens import Tokens
 
+BEFORE, INSIDE = ("input", "before_attention"), ("queries", "attention")
 AFTER = ("after_attention", "after_mlp", "output")  # the sites that see what attention did
 
 
@@ -40,7 +41,7 @@ class ReducedModel(nn.Module):
         super().__init__()
         _check(backbone, method, plan)
         self.backbone, self.method, self.schedule = backbone, method, plan
-        self._layers = frozenset(plan.reducing_layers)
+        self._layers, self._first = frozenset(plan.reducing_layers), min(plan.reducing_layers, default=None)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.backbone.head(self.run(inputs))
@@ -52,49 +53,78 @@ class ReducedModel(nn.Module):
     def run(self, inputs: Tensor, *, states: list[Tokens] | None = None, counts: list[Tensor] | None = None) -> Tokens:
         """The tokens that reach the head. Appends those that leave each layer to ``states``, traced, where it is given, and to
         ``counts`` how many (B,) they are in each sample."""
-        tokens = replace(self.backbone.embed(inputs), depth=self.backbone.depth)
-        if self.method.random:
-            tokens = replace(tokens, key_B=sample_key(inputs))
-        if self.method.needs_places:
-            tokens = tokens.placed()
+        tokens = self.embedded(inputs)
         if states is not None:
             tokens = tokens.traced()
-        for layer, keep in enumerate(self.schedule.tokens):
-            pixels = inputs if layer == 0 and self.method.site == "input" else None
-            tokens = self._layer(layer, replace(tokens, layer=layer, pixels=pixels), keep)
+        for layer in range(self.backbone.depth):
+            tokens, attention = self.attended(layer, tokens, inputs)
+            tokens = self.fed(layer, tokens, attention, inputs)
             if states is not None:
                 states.append(tokens)
             if counts is not None:
                 counts.append(tokens.num_real())
         return tokens
 
-    def _layer(self, layer: int, tokens: Tokens, keep: int) -> Tokens:
-        method, backbone = self.method, self.backbone
-        site = method.site if layer in self._layers else None
-        if site in ("input", "before_attention"):
-            tokens = replace(self._reduce(tokens, None, keep), pixels=None)
-        attention = None
-        if site in ("queries", "attention"):
-            tokens = reduce_inside(backbone, layer, tokens, method, min(keep, tokens.num))
-        else:
-            tokens, attention = backbone.attend(
-                layer,
-                tokens,
-                tokens.log_size_BN() if method.proportional_attention else None,
-                statistics=method.statistics if site in AFTER else (),
-                biased_statistics=method.biased_statistics,
-            )
+    def embedded(self, inputs: Tensor) -> Tokens:
+        """The tokens that reach layer 0."""
+        return replace(self.backbone.embed(inputs), depth=self.backbone.depth)
+
+    def attended(self, layer: int, tokens: Tokens, inputs: Tensor) -> tuple[Tokens, Attention | None]:
+        """The first half of a layer: its attention with the residual, and what is reduced before or inside of it."""
+        method, backbone, site = self.method, self.backbone, self._site(layer)
+        tokens = replace(tokens, layer=layer)
+        if site in BEFORE:
+            pixels = inputs if site == "input" else None
+            tokens = replace(self._reduce(layer, replace(tokens, pixels=pixels), None, inputs), pixels=None)
+        if site in INSIDE:
+            keep = min(self.schedule.tokens[layer], tokens.num)
+            return reduce_inside(backbone, layer, self._ready(layer, tokens, inputs), method, keep), None
+        return backbone.attend(
+            layer,
+            tokens,
+            tokens.log_size_BN() if method.proportional_attention else None,
+            statistics=method.statistics if site in AFTER else (),
+            biased_statistics=method.biased_statistics,
+        )
+
+    def fed(self, layer: int, tokens: Tokens, attention: Attention | None, inputs: Tensor) -> Tokens:
+        """The second half: the MLP with its residual, and what is reduced before or after it."""
+        site = self._site(layer)
         if site == "after_attention":
-            tokens = self._reduce(tokens, attention, keep)
+            tokens = self._reduce(layer, tokens, attention, inputs)
         before_mlp_BNC = tokens.x_BNC
-        tokens = backbone.feedforward(layer, tokens)
+        tokens = self.backbone.feedforward(layer, tokens)
         if site in ("after_mlp", "output"):
-            tokens = self._reduce(replace(tokens, before_mlp_BNC=before_mlp_BNC), attention, keep)
+            tokens = self._reduce(layer, replace(tokens, before_mlp_BNC=before_mlp_BNC), attention, inputs)
             tokens = replace(tokens, before_mlp_BNC=None)
         return tokens
 
-    def _reduce(self, tokens: Tokens, attention: Attention | None, keep: int) -> Tokens:
-        return trimmed(self.method.reduce(tokens, attention, min(keep, tokens.num)))
+    def halves(self) -> list[tuple[Hashable, ...]]:
+        """Of each half of each layer, in order, what its result follows from: where the lists of two models of one backbone begin
+        alike, so far they have the same tokens. A method is the same where it is the same object."""
+        found: list[tuple[Hashable, ...]] = []
+        for layer, keep in enumerate(self.schedule.tokens):
+            site, reduced = self._site(layer), (self.method, keep)
+            asked = tuple(self.method.statistics) if site in AFTER else ()
+            found.append(reduced if site in (*BEFORE, *INSIDE) else asked)
+            found.append(reduced if site in AFTER else ())
+        return found
+
+    def _site(self, layer: int) -> str | None:
+        """Where in this layer tokens are reduced; None: not at all."""
+        return self.method.site if layer in self._layers else None
+
+    def _reduce(self, layer: int, tokens: Tokens, attention: Attention | None, inputs: Tensor) -> Tokens:
+        keep = min(self.schedule.tokens[layer], tokens.num)
+        return trimmed(self.method.reduce(self._ready(layer, tokens, inputs), attention, keep))
+
+    def _ready(self, layer: int, tokens: Tokens, inputs: Tensor) -> Tokens:
+        """With what the method reads of the input, from where it first does: before, all methods have the same tokens."""
+        if layer != self._first:
+            return tokens
+        if self.method.random:
+            tokens = replace(tokens, key_B=sample_key(inputs))
+        return tokens.placed() if self.method.needs_places else tokens
 
     def costs(self, num_NL: Tensor) -> list[Cost]:
         """Of each sample, of which num_NL[:, l] tokens leave layer l."""

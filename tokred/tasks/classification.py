@@ -3,14 +3,13 @@
 Dimension key: B batch, V views, K classes.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from tokred.data import Batch
 from tokred.reduction import ReducedModel
 from tokred.tasks.task import Evaluation, Metric, Outcome, Task
+from tokred.tokens import Tokens
 
 TOP_5_FROM = 50  # classes: below it, five guesses are most of what there is
 
@@ -20,8 +19,8 @@ class Classification(Task):
 
     name = "classification"
 
-    def evaluation(self, model: ReducedModel, on_batch: Callable[[], None] = lambda: None) -> "Classifying":
-        return Classifying(model, on_batch)
+    def evaluation(self, model: ReducedModel) -> "Classifying":
+        return Classifying(model)
 
     def why_agreement(self, weights: str) -> str:
         """Accuracy only where the labels can be those that the model was trained on."""
@@ -49,13 +48,13 @@ class Classification(Task):
 
 
 class Classifying(Evaluation):
-    def __init__(self, model: ReducedModel, on_batch: Callable[[], None] = lambda: None):
-        super().__init__(model, on_batch)
+    def __init__(self, model: ReducedModel):
+        super().__init__(model)
         self._parts: list[tuple[Tensor, ...]] = []
         self._num_classes = 0
 
-    def take(self, batch: Batch) -> None:
-        score_BK = self._scores(batch.inputs)
+    def take(self, tokens: Tokens, batch: Batch) -> None:
+        score_BK = self._scores(tokens, len(batch.index_B))
         self.invalid.extend(batch.index_B[~torch.isfinite(score_BK).all(-1)].tolist())
         label_B = batch.label_B.to(score_BK.device)
         known_B = (label_B >= 0) & (label_B < score_BK.shape[-1])
@@ -64,17 +63,18 @@ class Classifying(Evaluation):
         self._num_classes = score_BK.shape[-1]
         self._parts.append(tuple(part.cpu() for part in (batch.index_B, batch.label_B, score_BK.argmax(-1), rank_B)))
 
-    def _scores(self, inputs: Tensor) -> Tensor:
+    def _scores(self, tokens: Tokens, num_samples: int) -> Tensor:
         """(B, K) logits; where samples come as several views, the mean of their probabilities."""
-        shape = self.model.backbone.sample_shape
-        score_BK = self.model.backbone.head(self.encoded(inputs.reshape(-1, *shape)))
-        if inputs.ndim == 1 + len(shape):
+        score_BK = self.model.backbone.head(tokens)
+        if len(score_BK) == num_samples:
             return score_BK
-        return score_BK.float().softmax(-1).unflatten(0, inputs.shape[:2]).mean(1)
+        return score_BK.float().softmax(-1).unflatten(0, (num_samples, -1)).mean(1)
 
-    def outcome(self) -> Outcome:
-        if not self._parts:
-            raise self.nothing_read()
+    @property
+    def has_read(self) -> bool:
+        return bool(self._parts)
+
+    def found(self) -> Outcome:
         arrays = [torch.cat(part).numpy() for part in zip(*self._parts, strict=True)]
         names = ("index", "label", "prediction", "label_rank")
         metrics = {"accuracy": Metric()}

@@ -12,11 +12,24 @@ from torch import Tensor
 ROOM_BYTES = 2 * 2**30
 
 
+class Room:
+    """Of memory, in bytes, for all features that are kept at the same time."""
+
+    def __init__(self, num_bytes: int = ROOM_BYTES):
+        self.left = num_bytes
+
+    def takes(self, num_bytes: int) -> bool:
+        """Whether so much more has a place, which then is taken."""
+        fits = num_bytes <= self.left
+        self.left -= num_bytes if fits else 0
+        return fits
+
+
 class Features:
     """Tensors (N, C), kept in the order they came; ``features[i]`` is on the CPU."""
 
-    def __init__(self, room_bytes: int = ROOM_BYTES):
-        self._room = room_bytes
+    def __init__(self, room: Room):
+        self._room = room
         self._kept: list[Tensor | tuple[int, torch.dtype, torch.Size]] = []
         self._file: Any = None
 
@@ -25,8 +38,7 @@ class Features:
 
     def append(self, x_NC: Tensor) -> None:
         x_NC = x_NC.detach().cpu().contiguous().clone()  # a slice would keep the whole batch
-        self._room -= x_NC.nbytes
-        self._kept.append(x_NC if self._room >= 0 else self._spill(x_NC))
+        self._kept.append(x_NC if self._room.takes(x_NC.nbytes) else self._spill(x_NC))
 
     def __getitem__(self, index: int) -> Tensor:
         kept = self._kept[index]
@@ -39,6 +51,7 @@ class Features:
 
     def close(self) -> None:
         """Frees memory and file."""
+        self._room.left += sum(kept.nbytes for kept in self._kept if isinstance(kept, Tensor))
         self._kept = []
         if self._file is not None:
             self._file.close()

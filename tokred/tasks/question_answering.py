@@ -5,7 +5,6 @@ An answer that is not on the list can never be right. All questions on a video l
 Dimension key: B videos, P questions, A answers of the list, L word pieces.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from tokred.model import Backbone
 from tokred.reduction import ReducedModel
 from tokred.tasks.task import Evaluation, Metric, Outcome, Task
 from tokred.text import Context
+from tokred.tokens import Tokens
 from tokred.video_text import AnsweringModel
 
 SHORTLIST = 128  # answers that are ranked by their whole likelihood
@@ -42,8 +42,8 @@ class QuestionAnswering(Task):
         for number, video in enumerate(self.questions.video):
             self.of_video.setdefault(video, []).append(number)
 
-    def evaluation(self, model: ReducedModel, on_batch: Callable[[], None] = lambda: None) -> "Answering":
-        return Answering(self, model, on_batch)
+    def evaluation(self, model: ReducedModel) -> "Answering":
+        return Answering(self, model)
 
     def identity(self) -> dict[str, Any]:
         words = self.model.words
@@ -56,17 +56,15 @@ class QuestionAnswering(Task):
 
 
 class Answering(Evaluation):
-    def __init__(self, task: QuestionAnswering, model: ReducedModel, on_batch: Callable[[], None] = lambda: None):
-        super().__init__(model, on_batch)
+    def __init__(self, task: QuestionAnswering, model: ReducedModel):
+        super().__init__(model)
         self.task = task
         self._answers: tuple[Tensor, Tensor] | None = None  # cut where the model is when it runs
         self._predicted: dict[int, int] = {}
-        self._read = False
 
-    def take(self, batch: Batch) -> None:
-        self._read = True
+    def take(self, tokens: Tokens, batch: Batch) -> None:
         model, self._answers = self.task.model, self._answers or self.task.answers()
-        tokens = model.normed(self.encoded(batch.inputs))
+        tokens = model.normed(tokens)
         contexts = model.text_encoder.contexts(tokens.x_BNC, tokens.valid_BN)
         rows: dict[int, list[int]] = {}  # number of questions -> the videos that have so many, which go together
         for row, video in enumerate(batch.index_B.tolist()):
@@ -75,6 +73,10 @@ class Answering(Evaluation):
             if number:
                 numbers = [one for row in some for one in self.task.of_video[int(batch.index_B[row])]]
                 self._ask(numbers, [context.of(some) for context in contexts])
+
+    @property
+    def has_read(self) -> bool:
+        return self._answers is not None
 
     def _ask(self, numbers: list[int], contexts: list[Context]) -> None:
         """The same number of questions on each of the videos, those on the first video first."""
@@ -93,9 +95,7 @@ class Answering(Evaluation):
                 if not finite:
                     self.invalid.append(numbers[place])
 
-    def outcome(self) -> Outcome:
-        if not self._read:
-            raise self.nothing_read()
+    def found(self) -> Outcome:
         index = sorted(self._predicted)
         arrays = {
             "index": np.array(index),

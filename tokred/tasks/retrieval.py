@@ -11,6 +11,7 @@ Dimension key: V videos, P texts, E channels of the joint space, N tokens of a v
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +22,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tokred.data import Batch, DataSource
 from tokred.model import Backbone
 from tokred.reduction import ReducedModel
-from tokred.tasks.features import Features
+from tokred.tasks.features import Features, Room
 from tokred.tasks.task import Evaluation, Metric, Outcome, Task
+from tokred.tokens import Tokens
 from tokred.video_text import RetrievalModel
 
 NOT_LISTED = -100.0  # the official score of a pair that is on no shortlist
@@ -50,10 +52,14 @@ class Retrieval(Task):
             )
         self.model, self.captions = backbone, data.captions()
         self.shortlist = shortlist or self.captions.shortlist
+        self.room = Room()
         self._texts: Texts | None = None
 
-    def evaluation(self, model: ReducedModel, on_batch: Callable[[], None] = lambda: None) -> "Retrieving":
-        return Retrieving(self, model, on_batch)
+    def evaluation(self, model: ReducedModel) -> "Retrieving":
+        return Retrieving(self, model)
+
+    def bytes_kept(self, num_tokens: int) -> int:
+        return len(self.data) * num_tokens * self.backbone.widths().channels * 4
 
     def identity(self) -> dict[str, Any]:
         words = self.model.words
@@ -80,17 +86,17 @@ class Retrieval(Task):
 
 
 class Retrieving(Evaluation):
-    def __init__(self, task: Retrieval, model: ReducedModel, on_batch: Callable[[], None] = lambda: None):
-        super().__init__(model, on_batch)
+    def __init__(self, task: Retrieval, model: ReducedModel):
+        super().__init__(model)
         self.task = task
-        self._features = Features()
+        self._features = Features(task.room)
         self._places: list[Tensor] = []
         self._index: list[int] = []
         self.scores: Scores | None = None
 
-    def take(self, batch: Batch) -> None:
+    def take(self, tokens: Tokens, batch: Batch) -> None:
         backbone = self.task.model
-        tokens = backbone.normed(self.encoded(batch.inputs))
+        tokens = backbone.normed(tokens)
         place_BE = backbone.place(backbone.vision_encoder.pool(tokens))
         self.invalid.extend(batch.index_B[~torch.isfinite(place_BE).all(-1)].tolist())
         self._places.append(place_BE.float())
@@ -101,17 +107,22 @@ class Retrieving(Evaluation):
         for row, x_NC in enumerate(tokens.x_BNC):
             self._features.append((x_NC if tokens.valid_BN is None else x_NC[tokens.valid_BN[row]]).to(dtype))
 
-    def on_test_epoch_end(self) -> None:
+    def close(self) -> None:
+        self._features.close()
+
+    @property
+    def has_read(self) -> bool:
+        return bool(self._places)
+
+    def finish(self, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
         if self._places and not self.invalid:
-            self.scores = self._score()
+            self.scores = self._score(autocast)
             finite_V = torch.isfinite(self.scores.near_VP).all(1) & torch.isfinite(self.scores.match_VP).all(1)
             finite_V &= torch.isfinite(self.scores.match_PV).all(0)
             self.invalid.extend(self._index[row] for row in (~finite_V).nonzero().flatten().tolist())
-        self._features.close()
+        self.close()
 
-    def outcome(self) -> Outcome:
-        if not self._places:
-            raise self.nothing_read()
+    def found(self) -> Outcome:
         problems = tuple(self.problems)
         if self.scores is None or self.invalid:
             return Outcome({}, {}, invalid=tuple(self.invalid), problems=problems)
@@ -123,14 +134,14 @@ class Retrieving(Evaluation):
             }
         return Outcome(arrays, metrics, problems=problems)
 
-    def _score(self) -> "Scores":
-        with self.precision():
+    def _score(self, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> "Scores":
+        with autocast():
             texts = self.task.texts()
         near_VP = torch.cat(self._places) @ texts.place_PE.mT  # not under autocast: half precision makes ties
         of_video_VP = _shortlisted(near_VP, self.task.shortlist)
         of_text_VP = _shortlisted(near_VP.mT, self.task.shortlist).mT
         match_VP = torch.full_like(near_VP, NOT_LISTED)
-        with self.precision():
+        with autocast():
             for video, listed_P in enumerate(of_video_VP | of_text_VP):
                 self._match(video, listed_P.nonzero().flatten().tolist(), texts.states, match_VP[video])
         return Scores(near_VP, match_VP.where(of_video_VP, NOT_LISTED), match_VP.where(of_text_VP, NOT_LISTED).mT)

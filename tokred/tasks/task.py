@@ -1,4 +1,4 @@
-"""What tasks have in common: a task knows the data and the backbone of a group of cells, and evaluates one cell at a time.
+"""What tasks have in common: a task knows the data and the backbone of a group of cells, and has an evaluation for each cell.
 
 Dimension key: B batch, N samples (clips, texts or questions: whatever a metric counts), L layers.
 """
@@ -9,9 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import lightning as L
 import numpy as np
-import torch
 from torch import Tensor
 
 from tokred.data import Batch, DataSource, Problem
@@ -51,46 +49,56 @@ class Outcome:
     problems: tuple[Problem, ...] = ()
 
 
-class Evaluation(L.LightningModule, ABC):
-    """Runs a reduced model over batches; ``on_batch`` is called after each, for progress."""
+class Evaluation(ABC):
+    """What one reduced model makes of the data: takes batch after batch, as one of many in a pass (``tokred.lit``), then says
+    what came out. ``failed``: why it was given up; then it takes no more."""
 
-    def __init__(self, model: ReducedModel, on_batch: Callable[[], None] = lambda: None):
-        super().__init__()
-        self.model, self.on_batch = model, on_batch
+    def __init__(self, model: ReducedModel):
+        self.model = model
         self.invalid: list[int] = []
         self.problems: list[Problem] = []
-        self.counts: list[Tensor] = []  # of each batch (B, L), how many tokens of its samples left each layer
-
-    def encoded(self, inputs: Tensor) -> Tokens:
-        """The tokens that reach the head; ``counts`` notes how many where that differs by sample."""
-        if not self.model.method.varies:
-            return self.model.run(inputs)
-        counts: list[Tensor] = []
-        tokens = self.model.run(inputs, counts=counts)
-        self.counts.append(torch.stack(counts, 1).cpu())
-        return tokens
+        self.counts: list[
+            Tensor
+        ] = []  # of each batch (B, L), how many tokens of its samples left each layer, where they differ
+        self.failed: str | None = None
 
     @abstractmethod
-    def take(self, batch: Batch) -> None:
-        """A batch that holds at least one sample."""
+    def take(self, tokens: Tokens, batch: Batch) -> None:
+        """``tokens`` reach the head, of a batch that holds at least one sample; of several views of a sample each is a row."""
 
-    @abstractmethod
+    def give_up(self, error: Exception) -> None:
+        """Keeps the reason, and not the error, which would keep the tensors that it came from."""
+        self.failed = reason_of(error)
+        self.close()
+
+    def close(self) -> None:  # noqa: B027  # most keep little
+        """Frees what was kept for ``outcome``."""
+
+    def finish(self, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:  # noqa: B027
+        """What is to be run once all batches were taken; ``autocast``: the precision they were taken in."""
+
     def outcome(self) -> Outcome:
-        """What came out. Raises ValueError where not one sample could be read."""
+        """What came out. Raises ValueError where it was given up, or not one sample could be read."""
+        if self.failed is not None:
+            raise ValueError(self.failed)
+        if not self.has_read:
+            first = f"; the first: {self.problems[0].path}: {self.problems[0].reason}" if self.problems else ""
+            raise ValueError(f"not one of the {len(self.problems)} files could be read{first}")
+        return self.found()
 
-    def test_step(self, batch: Batch, step: int) -> None:
-        self.problems.extend(batch.problems)
-        if len(batch.index_B):
-            self.take(batch)
-        self.on_batch()
+    @property
+    @abstractmethod
+    def has_read(self) -> bool:
+        """Whether it took a batch."""
 
-    def precision(self) -> AbstractContextManager[Any]:
-        """The autocast of the Trainer, for what runs outside of its steps."""
-        return self.trainer.precision_plugin.forward_context() if self._trainer is not None else nullcontext()
+    @abstractmethod
+    def found(self) -> Outcome:
+        """``outcome``, where there is one."""
 
-    def nothing_read(self) -> ValueError:
-        first = f"; the first: {self.problems[0].path}: {self.problems[0].reason}" if self.problems else ""
-        return ValueError(f"not one of the {len(self.problems)} files could be read{first}")
+
+def reason_of(error: Exception) -> str:
+    """For a record: a ValueError is written for people; with others it takes their type to understand them."""
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 class Task(ABC):
@@ -102,7 +110,7 @@ class Task(ABC):
         self.data, self.backbone = data, backbone
 
     @abstractmethod
-    def evaluation(self, model: ReducedModel, on_batch: Callable[[], None] = lambda: None) -> Evaluation: ...
+    def evaluation(self, model: ReducedModel) -> Evaluation: ...
 
     def why_agreement(self, weights: str) -> str:
         """Why there is nothing to be right about but what the unreduced model says; empty where there is."""
@@ -115,3 +123,7 @@ class Task(ABC):
     def costs(self, num_tokens: int) -> dict[str, float]:
         """GMACs beyond those of the backbone, which no table of the field counts, where as many tokens reach the head."""
         return {}
+
+    def bytes_kept(self, num_tokens: int) -> int:
+        """What an evaluation keeps from batch to batch, at most, where as many tokens reach the head."""
+        return 0
