@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,17 +11,16 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 import tokred
-from tokred import METHODS, create_backbone, list_methods, timing
+from tokred import METHODS, create_backbone, list_methods, lit, timing
 from tokred.analysis.rows import rows, write_csv
 from tokred.analysis.table import print_table
 from tokred.data import MovingShapes, create_data
 from tokred.record import Store
-from tokred.sweeps import run
+from tokred.sweeps import accuracy
 from tokred.sweeps.cli import sweep
 from tokred.sweeps.config import read_config
 from tokred.sweeps.plan import make_plan
 from tokred.sweeps.run import device_of, run_plan
-from tokred.tasks.task import Evaluation
 
 NUM_CLIPS = 8
 SMALL = {"depth": 3, "embed_dim": 24, "patch_size": 16}  # 64 tokens a clip
@@ -46,6 +46,16 @@ class First(Method):
 class Raises(First):
     def assign(self, tokens, attention, keep):
         raise RuntimeError("out of luck")
+
+
+@METHODS.register("raises_later")
+class RaisesLater(First):
+    batch = 0
+
+    def assign(self, tokens, attention, keep):
+        if self.batch:
+            raise RuntimeError("out of luck")
+        return super().assign(tokens, attention, keep)
 
 
 @METHODS.register("gives_nan")
@@ -187,7 +197,7 @@ def test_mixed_precision_runs(weights, tmp_path):
 def test_a_second_run_does_no_forward_pass(quick, weights, tmp_path, monkeypatch):
     words = [weights, "methods=[tome,random_drop]", "seeds=2", "timing.rounds=20"]
     first = outcome(Run(tmp_path, *words).store)
-    monkeypatch.setattr(run, "evaluate", lambda *_, **__: pytest.fail("a cell was run again"))
+    monkeypatch.setattr(accuracy, "evaluate", lambda *_, **__: pytest.fail("a cell was run again"))
     monkeypatch.setattr(timing, "interleave", lambda *_, **__: pytest.fail("a cell was timed again"))
     again = Run(tmp_path, *words)
     assert again.tally.kept == again.tally.done == 4 and outcome(again.store) == first
@@ -199,24 +209,99 @@ def test_a_larger_sweep_runs_only_what_is_new(weights, tmp_path):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_results(weights, tmp_path, monkeypatch):
-    words = [weights, "methods=[tome,random_drop]", "r=[4,8]", "seeds=2"]
+    words = [weights, "methods=[tome,random_drop]", "r=[4,8]", "seeds=2", "cells_per_pass=3"]
     whole = Run(tmp_path / "whole", *words)
-    batches, test_step = [], Evaluation.test_step
+    batches, test_step = [], lit._Pass.test_step
 
     def interrupted(self, *arguments):
-        batches.append(1)
-        if len(batches) == 6:  # cells have two batches: in the middle of the third
+        batches.append(len(self.models))
+        if len(batches) == 4:  # a pass has two batches: at the end of the second
             raise KeyboardInterrupt
         return test_step(self, *arguments)
 
-    monkeypatch.setattr(Evaluation, "test_step", interrupted)
+    monkeypatch.setattr(lit._Pass, "test_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Run(tmp_path / "half", *words)
-    assert len(Store(tmp_path / "half").records()) == 2
+    assert len(whole.cells) == 7 and len(Store(tmp_path / "half").records()) == 3
     again = Run(tmp_path / "half", *words)
-    assert (again.tally.kept, again.tally.done) == (2, len(whole.cells))
-    assert len(batches) == 6 + 2 * (len(whole.cells) - 2)
+    assert (again.tally.kept, again.tally.done) == (3, 7)
+    assert batches == [3, 3, 3, 3, 3, 3, 1, 1]
     assert outcome(again.store) == outcome(whole.store)
+
+
+# One pass
+
+
+SHARED = ["methods=[tome,vid_tldr,random_drop,raises,ats]", "r=null", "tokens=[[64,56,48],[64,56,40]]", "seeds=2"]
+
+
+@pytest.mark.parametrize("cells_per_pass", [1, 4])
+@pytest.mark.parametrize("known", [True, False])
+def test_cells_come_to_the_same_however_many_share_a_pass(cells_per_pass, known, weights, failing, tmp_path):
+    words = [weights if known else "weights=random", failing, *SHARED]
+    together = outcome(Run(tmp_path / "together", *words).store)
+    assert outcome(Run(tmp_path / "apart", *words, f"cells_per_pass={cells_per_pass}").store) == together
+    assert len(together) == 1 + 2 + 2 + 4 + 2 + 2
+
+
+def test_a_pass_holds_no_more_cells_than_it_is_given(weights, tmp_path, monkeypatch):
+    sizes, evaluate = [], accuracy.evaluate
+    monkeypatch.setattr(
+        accuracy,
+        "evaluate",
+        lambda some, *given, **options: (sizes.append(len(some)), evaluate(some, *given, **options)),
+    )
+    Run(tmp_path, weights, "methods=[evit,tome,random_drop]", "seeds=4", "cells_per_pass=4")  # evit is refused
+    assert sizes == [4, 2]
+
+
+def test_a_pass_keeps_no_more_than_there_is_room_for(tmp_path, monkeypatch):
+    """Tokens of 8 clips with 24 channels in float32: 64 of the unreduced model, 32 or 16 of the others."""
+    sizes, evaluate = [], accuracy.evaluate
+    monkeypatch.setattr(
+        accuracy,
+        "evaluate",
+        lambda some, *given, **options: (sizes.append(len(some)), evaluate(some, *given, **options)),
+    )
+    free = 2 * 8 * 24 * 4 * 64  # of which half is taken
+    monkeypatch.setattr(accuracy.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    words = ["task=retrieval", "weights=random", "backbones=mini_umt", "methods=random_drop", "seeds=2"]
+    Run(tmp_path, *words, "r=null", "tokens=[[64,64,32],[64,64,16]]")
+    assert sizes == [1, 2, 2]  # 64; 32 + 32; 16 + 16
+
+
+def test_a_cell_that_fails_in_the_middle_of_a_pass_leaves_the_others_alone(weights, failing, tmp_path, monkeypatch):
+    """At the second batch, when it has taken one."""
+    monkeypatch.setattr(lit._Pass, "test_step", failing_later(lit._Pass.test_step))
+    ran = Run(tmp_path / "ran", weights, failing, "methods=[tome,raises_later,vid_tldr]")
+    assert [record.status for record in ran.records] == ["done", "done", "failed", "done"]
+    assert ran.record("raises_later").reason == "RuntimeError: out of luck"
+    alone = Run(tmp_path / "alone", weights, "methods=[tome,vid_tldr]")
+    for method in ("none", "tome", "vid_tldr"):
+        assert ran.record(method).result == alone.record(method).result
+
+
+def failing_later(test_step):
+    def step(self, batch, number):
+        METHODS["raises_later"].batch = number
+        return test_step(self, batch, number)
+
+    return step
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_each_clip_is_decoded_once_for_all_cells(num_workers, weights, tmp_path, monkeypatch):
+    notes, read = tmp_path / "notes", MovingShapes.read
+    notes.mkdir()
+
+    def noted(self, index, *arguments):  # in files, which a worker process can write too
+        (notes / f"{index}-{len(list(notes.glob(f'{index}-*')))}").touch()
+        return read(self, index, *arguments)
+
+    monkeypatch.setattr(MovingShapes, "read", noted)
+    monkeypatch.setattr(lit, "CACHE_BYTES", 0)
+    Run(tmp_path / "run", weights, "methods=[tome,vid_tldr,random_drop]", "r=[4,8]", f"workers={num_workers}")
+    assert sorted(path.name for path in notes.iterdir()) == [f"{index}-0" for index in range(NUM_CLIPS)]
 
 
 # What goes wrong
@@ -238,13 +323,13 @@ def test_logits_that_are_no_numbers_are_invalid(weights, failing, tmp_path):
 def test_a_failed_cell_is_tried_again_and_an_invalid_one_is_not(weights, failing, tmp_path, monkeypatch):
     words = [weights, failing, "methods=[raises,gives_nan]"]
     Run(tmp_path, *words)
-    tried, evaluate = [], run.evaluate
+    tried, evaluate = [], accuracy.evaluate
 
-    def counted(evaluation, *arguments, **options):
-        tried.append(evaluation.model.method.name)
-        return evaluate(evaluation, *arguments, **options)
+    def counted(evaluations, *arguments, **options):
+        tried.extend(evaluation.model.method.name for evaluation in evaluations)
+        return evaluate(evaluations, *arguments, **options)
 
-    monkeypatch.setattr(run, "evaluate", counted)
+    monkeypatch.setattr(accuracy, "evaluate", counted)
     assert Run(tmp_path, *words).tally.kept == 2
     assert tried == ["raises"]
 
@@ -260,7 +345,7 @@ def test_the_exit_code_says_that_all_cells_failed(weights, tmp_path, monkeypatch
     def fail(*_, **__):
         raise RuntimeError("no memory left")
 
-    monkeypatch.setattr(run, "evaluate", fail)
+    monkeypatch.setattr(accuracy, "evaluate", fail)
     assert sweep([*TINY, weights, "methods=tome", f"out={tmp_path / 'run'}"]) == 4
     assert "RuntimeError: no memory left" in capsys.readouterr().out
 
@@ -311,14 +396,13 @@ def test_agreement_is_called_that_in_table_and_csv(tmp_path):
 
 
 def test_where_the_unreduced_model_fails_there_is_nothing_to_agree_with(tmp_path, monkeypatch):
-    evaluate = run.evaluate
+    evaluate = accuracy.evaluate
 
-    def fail_unreduced(evaluation, *arguments, **options):
-        if evaluation.model.method.name == "none":
-            raise RuntimeError("no memory left")
-        return evaluate(evaluation, *arguments, **options)
+    def fail_unreduced(evaluations, *arguments, **options):
+        evaluations[0].give_up(RuntimeError("no memory left"))
+        return evaluate(evaluations[1:], *arguments, **options)
 
-    monkeypatch.setattr(run, "evaluate", fail_unreduced)
+    monkeypatch.setattr(accuracy, "evaluate", fail_unreduced)
     ran = Run(tmp_path, "weights=random", "methods=tome")
     assert [record.status for record in ran.records] == ["failed", "failed"]
     assert "no unreduced model to agree with" in ran.record("tome").reason

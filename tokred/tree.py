@@ -48,17 +48,16 @@ class Tree:
         if not self.models:
             return
         try:
-            waiting = [(branch, _State(self.models[0].embedded(inputs))) for branch in self._branches]
-        except (
-            Exception
-        ) as error:  # whatever a backbone raises is told, model by model, as an error of each alone would be
+            state = _State(self.models[0].embedded(inputs))
+        except Exception as error:  # as below
             yield from (Arrived(model, error) for model in range(len(self.models)))
             return
+        waiting = [(branch, state) for branch in self._branches]
         while waiting:
             node, state = waiting.pop()
             try:
                 state = node.run(state, inputs)
-            except Exception as error:
+            except Exception as error:  # plugins can raise anything
                 yield from (Arrived(model, error) for model in node.members)
                 continue
             if node.branches:
