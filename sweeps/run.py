@@ -155,9 +155,10 @@ def _model(cell: Cell, bench: _Bench) -> tuple[ReducedModel, Calibration | None]
     assert cell.schedule is not None
     if cell.budget is None:
         return ReducedModel(bench.backbone, build_method(cell), cell.schedule).eval(), None
-    model, solved = calibrated(
-        bench.backbone, lambda own: build_method(cell, **own), cell.schedule, cell.budget, bench.calibration_inputs
-    )
+    with _autocast(device_of(bench.config), bench.config.precision):
+        model, solved = calibrated(
+            bench.backbone, lambda own: build_method(cell, **own), cell.schedule, cell.budget, bench.calibration_inputs
+        )
     return model.eval(), solved
 
 

@@ -65,6 +65,7 @@ def reduce(
     if method.varies and budget is not None and calibrate_on is not None and name:
         check_saves(method)
         _only_one(amounts, shape, layers)
+        _check_no_shape(method, shape)
         batches = [calibrate_on] if isinstance(calibrate_on, Tensor) else list(calibrate_on)
         plan = plan_schedule(backbone, method, layers=layers)
         reduced = calibrated(backbone, lambda own: create_method(name, **options | own), plan, budget, batches)[0]
@@ -136,6 +137,14 @@ def check_saves(method: Method) -> None:
         raise ValueError(
             f"{method.name} works at the encoder's output, where all of its MACs are spent; give r, keep_rate or tokens in "
             f"place of a budget{other}"
+        )
+
+
+def _check_no_shape(method: Method, shape: str | Sequence[float] | None) -> None:
+    if shape is not None:
+        raise ValueError(
+            f"shape says where a schedule spends a budget; that of {method.name} is met by one of its options, which decides "
+            f"itself where tokens go; drop shape={shape!r}"
         )
 
 
