@@ -21,7 +21,7 @@ from tokred.backbone import family_of
 from tokred.data import DataSource, create_data
 from tokred.record import key_of
 from tokred.reduced import only_layer
-from tokred.reduction import check_options, check_saves, create_method, plan_schedule
+from tokred.reduction import check_knob, check_options, check_saves, create_method, plan_schedule
 from tokred.registry import METHODS
 from tokred.schedule import Schedule
 from tokred.sweeps.config import SweepConfig
@@ -249,6 +249,7 @@ def _cell(place: _Place, name: str, options: dict[str, Any], amount: dict[str, A
             plan = _schedule(place.backbone, method, amount, clip)
             return Cell(key_of({**content, "tokens": plan.tokens}), spec, plan)
         check_saves(method)
+        check_knob(method, place.backbone, options)
         plan = plan_schedule(place.backbone, method, layers=amount["layers"])
         apart = calibration_data(place.config, place.data)
         spec["calibration"] = apart.description()

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import tokred
 from tokred import Backbone, ReducedModel, timing
-from tokred.calibration import Calibration, calibrated
+from tokred.calibration import BudgetMissed, Calibration, calibrated
 from tokred.cost import Cost, mean
 from tokred.data import DataSource
 from tokred.lit import EvaluationData, evaluate
@@ -138,7 +138,11 @@ def _evaluated(
     """Status, reason, result and predictions."""
     if cell.refused is not None or cell.schedule is None:
         return "refused", cell.refused, {}, None
-    (model, solved), config = _model(cell, bench), bench.config
+    config = bench.config
+    try:
+        model, solved = _model(cell, bench)
+    except BudgetMissed as error:
+        return "refused", str(error), {}, None
     evaluation = bench.task.evaluation(model, on_batch)
     evaluate(evaluation, bench.samples, device=device_of(config), precision=config.precision)
     outcome = evaluation.outcome()

@@ -203,3 +203,10 @@ def test_a_shape_is_no_business_of_an_option():
         match="that of bright is met by one of its options, which decides itself where tokens go; drop shape='front'",
     ):
         tokred.reduce(VIT, "bright", budget=0.7, shape="front", calibrate_on=images())
+
+
+def test_the_option_that_a_budget_is_solved_for_cannot_be_given_beside_it():
+    with pytest.raises(
+        ValueError, match="tau of rlt is what a budget is solved for; give one of the two: tau=0.1 without"
+    ):
+        tokred.reduce(tiny_models()["umt"], "rlt", budget=0.7, calibrate_on=torch.zeros(1, 4, 3, 32, 32), tau=0.1)

@@ -627,3 +627,10 @@ def test_a_method_that_varies_is_calibrated_to_what_the_matched_one_spends():
     words = [*TINY, "methods=[ltmp,vid_tldr]", "budget=[0.8]", "match=vid_tldr"]
     (cell,) = [cell for cell in of("ltmp", cells(*words)) if "match" in cell.spec["schedule"]]
     assert cell.budget == pytest.approx(0.8, rel=0.005)
+
+
+def test_the_option_that_a_budget_is_solved_for_is_refused_beside_it():
+    found = cells(
+        *REAL, "methods=[ltmp,tome]", "backbones=[mini_cls]", "budget=[0.7]", "options.ltmp.merge_threshold=0.5"
+    )
+    assert "merge_threshold of ltmp is what a budget is solved for" in found[1].refused

@@ -534,10 +534,10 @@ def test_the_calibrated_option_is_the_one_that_is_timed(quick, weights, varying,
     assert timed[-2:] == [{"least": record.result["calibration"]["value"]}, "timing"]
 
 
-def test_a_budget_that_cannot_be_met_fails_with_the_nearest(weights, varying, tmp_path):
+def test_a_budget_that_cannot_be_met_is_refused_with_the_nearest(weights, varying, tmp_path):
     ran = Run(tmp_path, weights, *varying, "budget=[0.02]")
     record = ran.record("bright")
-    assert record.status == "failed" and "the nearest it reaches on the 8 calibration samples is" in record.reason
+    assert record.status == "refused" and "the nearest it reaches on the 8 calibration samples is" in record.reason
 
 
 def test_a_row_of_it_has_its_difference_to_the_unreduced_model_and_the_spread_of_its_tokens(weights, varying, tmp_path):
