@@ -39,6 +39,9 @@ class MCTF(Method):
         site: Literal["attention", "after_attention", "after_mlp"] = "attention",
     ):
         super().__init__()
+        for name, tau in {"tau_sim": tau_sim, "tau_info": tau_info, "tau_size": tau_size}.items():
+            if tau < 0:
+                raise ValueError(f"{name} must be above 0, or 0 to leave that factor out; got {tau}")
         self.tau_sim, self.tau_info, self.tau_size = tau_sim, tau_info, tau_size
         self.bidirectional, self.pooling, self.proportional_attention = bidirectional, pooling, proportional_attention
         self.site = site

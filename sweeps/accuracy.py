@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from tokred import Backbone, Method, ReducedModel
-from tokred.calibration import Calibration, calibrated
+from tokred.calibration import BudgetMissed, Calibration, calibrated
 from tokred.cost import Cost, mean
-from tokred.lit import EvaluationData, evaluate, finish
+from tokred.lit import EvaluationData, autocast, evaluate, finish
 from tokred.record import Record, Store, key_of, wilson
 from tokred.sweeps.conditions import conditions_of, device_of
 from tokred.sweeps.config import SweepConfig
@@ -110,6 +110,8 @@ def _enter(cell: Cell, bench: Bench) -> _Entry:
     try:
         model, solved = _model(cell, bench)
         return _Entry(cell, bench.task.evaluation(model), solved)
+    except BudgetMissed as error:
+        return _Entry(cell, verdict=_Verdict("refused", str(error)))
     except Exception as error:  # a plugin can raise anything; the sweep goes on
         return _Entry(cell, verdict=_Verdict("failed", reason_of(error)))
 
@@ -145,9 +147,10 @@ def _model(cell: Cell, bench: Bench) -> tuple[ReducedModel, Calibration | None]:
     assert cell.schedule is not None
     if cell.budget is None:
         return ReducedModel(bench.backbone, bench.method(cell), cell.schedule).eval(), None
-    model, solved = calibrated(
-        bench.backbone, lambda own: build_method(cell, **own), cell.schedule, cell.budget, bench.calibration_inputs
-    )
+    with autocast(device_of(bench.config), bench.config.precision):
+        model, solved = calibrated(
+            bench.backbone, lambda own: build_method(cell, **own), cell.schedule, cell.budget, bench.calibration_inputs
+        )
     return model.eval(), solved
 
 

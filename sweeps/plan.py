@@ -21,7 +21,7 @@ from tokred.backbone import family_of
 from tokred.data import DataSource, create_data
 from tokred.record import key_of
 from tokred.reduced import only_layer
-from tokred.reduction import check_options, check_saves, create_method, plan_schedule
+from tokred.reduction import check_knob, check_options, check_saves, create_method, plan_schedule
 from tokred.registry import METHODS
 from tokred.schedule import Schedule
 from tokred.sweeps.config import SweepConfig
@@ -121,17 +121,23 @@ def build_method(cell: Cell, **solved: Any) -> Method:
 def calibration_data(config: SweepConfig, data: DataSource) -> DataSource:
     """The samples, apart from the data, on which budgets of methods are met whose counts differ by sample: those that
     ``calibration`` names, or that the data itself has. Raises ValueError where there are none."""
+    known = data.apart(CALIBRATION_SAMPLES)
     if not config.calibration:
-        if (apart := data.apart(CALIBRATION_SAMPLES)) is None:
+        if known is None:
             raise ValueError(
                 "its counts differ by sample, so that a budget is met on samples apart from the test: give "
                 "calibration.root=FOLDER (and calibration.limit=64), or budget=null, and it does as its options say"
             )
-        return apart
-    apart = create_data(**{**data.description(), **config.calibration})
-    if apart.digest() == data.digest():
+        return known
+    apart = create_data(**{**(known or data).description(), **config.calibration})
+    if apart.digest() == data.digest() or _but_for_number(apart) == _but_for_number(data):
         raise ValueError("the calibration samples are those of the test; give others")
     return apart
+
+
+def _but_for_number(data: DataSource) -> dict[str, Any]:
+    """What it is, whatever the number of its samples or views: a part of the test is no better than all of it."""
+    return data.description() | {"limit": None, "num_clips": None}
 
 
 def _methods(config: SweepConfig) -> list[tuple[str, dict[str, Any]]]:
@@ -194,9 +200,9 @@ def _group(
 
 def _all_amounts(config: SweepConfig, method: str) -> Iterator[dict[str, Any]]:
     for (kind, amount), layers in itertools.product(config.amounts, config.layers):
-        for shape in config.shape if kind == "budget" else [None]:
+        for shape in config.shape if kind == "budget" and not METHODS[method].varies else [None]:
             yield _amount(kind, amount, shape, layers)
-            if config.match not in (None, method):
+            if config.match not in (None, method) and kind != "own":
                 yield _amount(kind, amount, shape, layers) | {"match": config.match, **_match_options(config)}
 
 
@@ -239,10 +245,11 @@ def _cell(place: _Place, name: str, options: dict[str, Any], amount: dict[str, A
     }
     try:
         method, clip = create_method(name, **options), place.config.allow_clip
-        if not (method.varies and amount["kind"] == "budget"):
+        if not method.varies or (amount["kind"] != "budget" and "match" not in amount):
             plan = _schedule(place.backbone, method, amount, clip)
             return Cell(key_of({**content, "tokens": plan.tokens}), spec, plan)
         check_saves(method)
+        check_knob(method, place.backbone, options)
         plan = plan_schedule(place.backbone, method, layers=amount["layers"])
         apart = calibration_data(place.config, place.data)
         spec["calibration"] = apart.description()

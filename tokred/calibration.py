@@ -33,6 +33,10 @@ class Calibration:
     num_samples: int
 
 
+class BudgetMissed(ValueError):
+    """No value of the option meets the budget."""
+
+
 def calibrated(
     backbone: Backbone,
     create: Callable[[dict[str, Any]], Method],
@@ -43,7 +47,7 @@ def calibrated(
     """The model whose mean MACs over the inputs in ``batches`` are ``budget`` of the unreduced model's, and how it was found.
 
     ``create(options)`` makes the method with one option set. Searches between the two ends of ``Method.knob``, between
-    which MACs must rise or fall. Raises ValueError where no value comes within 2 %.
+    which MACs must rise or fall. Raises BudgetMissed, a ValueError, where no value comes within 2 %.
     """
     if not 0 < budget <= 1:
         raise ValueError(f"budget is a share of the unreduced MACs, above 0 and at most 1; got {budget!r}")
@@ -63,7 +67,7 @@ def calibrated(
     value = min(tried, key=lambda value: abs(tried[value][0] - budget))
     reached, model = tried[value]
     if abs(reached / budget - 1) > TOLERANCE:
-        raise ValueError(
+        raise BudgetMissed(
             f"{model.method.name} cannot spend {budget:g} of the unreduced MACs by its option {option}; the nearest it reaches "
             f"on the {num_samples} calibration samples is {reached:.3f}, with {option}={value:g}"
         )

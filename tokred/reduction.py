@@ -64,7 +64,9 @@ def reduce(
     amounts: dict[str, Any] = {"r": r, "keep_rate": keep_rate, "tokens": tokens, "budget": budget}
     if method.varies and budget is not None and calibrate_on is not None and name:
         check_saves(method)
+        check_knob(method, backbone, options)
         _only_one(amounts, shape, layers)
+        _check_no_shape(method, shape)
         batches = [calibrate_on] if isinstance(calibrate_on, Tensor) else list(calibrate_on)
         plan = plan_schedule(backbone, method, layers=layers)
         reduced = calibrated(backbone, lambda own: create_method(name, **options | own), plan, budget, batches)[0]
@@ -136,6 +138,24 @@ def check_saves(method: Method) -> None:
         raise ValueError(
             f"{method.name} works at the encoder's output, where all of its MACs are spent; give r, keep_rate or tokens in "
             f"place of a budget{other}"
+        )
+
+
+def _check_no_shape(method: Method, shape: str | Sequence[float] | None) -> None:
+    if shape is not None:
+        raise ValueError(
+            f"shape says where a schedule spends a budget; that of {method.name} is met by one of its options, which decides "
+            f"itself where tokens go; drop shape={shape!r}"
+        )
+
+
+def check_knob(method: Method, backbone: Backbone, options: dict[str, Any]) -> None:
+    """Raises ValueError where the option is given that a budget is solved for."""
+    name, _, _ = method.knob(backbone.num_tokens)
+    if name in options:
+        raise ValueError(
+            f"{name} of {method.name} is what a budget is solved for; give one of the two: {name}={options[name]!r} without a "
+            "budget, or the budget alone"
         )
 
 
