@@ -77,7 +77,8 @@ def run_pass(
             evaluate(running, bench.samples, on_batch=on_batch, device=device_of(config), precision=config.precision)
         except Exception as error:  # of the data, or of Lightning: no cell of the pass can go on
             for evaluation in running:
-                evaluation.give_up(error)
+                if evaluation.failed is None:
+                    evaluation.give_up(error)
     for entry in entries:
         verdict = _judged(entry, bench)
         spec = (entry.cell.key, entry.cell.spec)

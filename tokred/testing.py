@@ -31,6 +31,7 @@ from tokred.reduced import ReducedModel, Trace, check_fits
 from tokred.reduction import as_backbone, create_method, method_options, reduce
 from tokred.registry import METHODS
 from tokred.tokens import Assignment, Tokens
+from tokred.tree import Tree
 
 _VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 5}
 _VIDEO = {"num_frames": 4, "img_size": 32, "embed_dim": 24, "depth": 3, "num_heads": 3}
@@ -252,6 +253,19 @@ def second_call_is_equal(case: Case) -> None:
     _expect_close(first.logits, second.logits, 1e-6, "outputs of the first and the second call")
 
 
+def one_pass_gives_the_same(case: Case) -> None:
+    """As one of several models that share layers, as in a sweep: what it is given it leaves as it was, for the others."""
+    reduced = case.reduced()
+    backbone, method = reduced.backbone, reduced.method
+    fewer = reduce(backbone, method, r=[1], allow_clip=True) if method.site != "output" else reduced
+    models = [reduced, fewer, *(reduce(backbone, "none") for _ in range(3))]  # where most go is walked last
+    with torch.no_grad():
+        alone = [model(case.inputs) for model in models]
+        together = {arrived.model: backbone.head(arrived.reached()[0]) for arrived in Tree(models).walk(case.inputs)}
+    for number, logits in enumerate(alone):
+        _expect(torch.equal(together[number], logits), "a model gives something else where others share its layers")
+
+
 def bfloat16_is_finite(case: Case) -> None:
     """With weights and inputs in bfloat16: as many tokens, and a finite output in bfloat16."""
     reduced = copy.deepcopy(case.reduced()).to(torch.bfloat16)
@@ -365,6 +379,7 @@ CLAIMS: tuple[Callable[[Case], None], ...] = (
     every_source_is_valid,
     samples_are_independent,
     second_call_is_equal,
+    one_pass_gives_the_same,
     bfloat16_is_finite,
     autocast_is_finite,
     gradient_flows,

@@ -109,6 +109,7 @@ WRONG = {
     "samples_are_independent": "return Assignment.select(place[:, :keep].flip(1) if len(place) > 1 else place[:, :keep], tokens.num)",
     "second_call_is_equal": "self.calls = getattr(self, 'calls', 0) + 1; "
     "return Assignment.select(place.roll(-(self.calls % 3), 1)[:, :keep], tokens.num)",
+    "one_pass_gives_the_same": f"tokens.x_BNC.mul_(0.5); {FIRST}",
     "bfloat16_is_finite": "return Assignment(place.clamp_max(keep - 1), keep, weight_BN=tokens.sizes() * (float('nan') if "
     "tokens.x_BNC.dtype == torch.bfloat16 else 1))",
     "compiles_to_one_graph": f"torch._dynamo.graph_break(); {FIRST}",
