@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +12,11 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 import tokred
+from tests.videos import write
 from tokred import METHODS, create_backbone, list_methods, lit, timing
 from tokred.analysis.rows import rows, write_csv
 from tokred.analysis.table import print_table
-from tokred.data import MovingShapes, create_data
+from tokred.data import MovingShapes, create_data, video
 from tokred.record import Store
 from tokred.sweeps import accuracy, run
 from tokred.sweeps.cli import sweep
@@ -290,18 +292,24 @@ def failing_later(test_step):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_each_clip_is_decoded_once_for_all_cells(num_workers, weights, tmp_path, monkeypatch):
-    notes, read = tmp_path / "notes", MovingShapes.read
+def test_each_file_is_decoded_once_for_all_cells(num_workers, tmp_path, monkeypatch):
+    notes, decode = tmp_path / "notes", video.read_clip
     notes.mkdir()
+    for number in range(5):
+        write(tmp_path / "videos" / f"{number}.mp4", 10)
 
-    def noted(self, index, *arguments):  # in files, which a worker process can write too
-        (notes / f"{index}-{len(list(notes.glob(f'{index}-*')))}").touch()
-        return read(self, index, *arguments)
+    def noted(path, *arguments, **options):  # in files, which a worker process can write too
+        name = Path(path).stem
+        (notes / f"{name}-{len(list(notes.glob(f'{name}-*')))}").touch()
+        return decode(path, *arguments, **options)
 
-    monkeypatch.setattr(MovingShapes, "read", noted)
+    monkeypatch.setattr(video, "read_clip", noted)
     monkeypatch.setattr(lit, "CACHE_BYTES", 0)
-    Run(tmp_path / "run", weights, "methods=[tome,vid_tldr,random_drop]", "r=[4,8]", f"workers={num_workers}")
-    assert sorted(path.name for path in notes.iterdir()) == [f"{index}-0" for index in range(NUM_CLIPS)]
+    words = ["data=video_folder", f"data.root={tmp_path / 'videos'}", "weights=random", f"workers={num_workers}"]
+    words = [word for word in TINY if not word.startswith("data.")] + words
+    assert sweep([*words, "methods=[tome,vid_tldr,random_drop]", "r=[4,8]", f"out={tmp_path / 'run'}"]) == 0
+    assert sorted(path.name for path in notes.iterdir()) == [f"{number}-0" for number in range(5)]
+    assert len(Store(tmp_path / "run").records()) == 1 + 2 + 2 + 2 * 3
 
 
 # What goes wrong
