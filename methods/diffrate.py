@@ -64,15 +64,16 @@ class DiffRate(Method):
                 f"pruned must name one count for each of the {tokens.depth} layers; got {len(self.pruned)}: {self.pruned}"
             )
         left = self.pruned[tokens.layer]
+        if left > tokens.num:
+            raise ValueError(
+                f"pruned[{tokens.layer}] is {left}, but {tokens.num} tokens reach layer {tokens.layer}; lower it"
+            )
         if left < keep:
             raise ValueError(
                 f"pruned[{tokens.layer}] is {left}, but {keep} tokens are to leave layer {tokens.layer}; give `tokens` that "
                 "are not above it"
             )
         return left
-
-    def fewest(self, num_tokens: int, prefix: int) -> int:
-        return prefix + 1
 
     def macs(self, num_tokens: int, keep: int, at: Place) -> int:
         return (num_tokens - keep) * (keep - at.prefix) * at.channels

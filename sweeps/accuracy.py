@@ -15,9 +15,10 @@ from tokred.calibration import BudgetMissed, Calibration, calibrated
 from tokred.cost import Cost, mean
 from tokred.lit import EvaluationData, autocast, evaluate, finish
 from tokred.record import Record, Store, key_of, wilson
+from tokred.sweeps.calibration import CalibrationSamples
 from tokred.sweeps.conditions import conditions_of, device_of
 from tokred.sweeps.config import SweepConfig
-from tokred.sweeps.plan import Cell, Group, build_method, calibration_data
+from tokred.sweeps.plan import Cell, Group, build_method
 from tokred.tasks.task import AGREEMENT, Evaluation, Metric, Outcome, Task, reason_of
 
 
@@ -31,6 +32,7 @@ class Bench:
     samples: EvaluationData
     config: SweepConfig
     store: Store
+    shares: dict[str, dict[float, float]] = field(default_factory=dict)  # what calibration found, by method and layers
     _methods: dict[str, Method] = field(default_factory=dict)
 
     def method(self, cell: Cell) -> Method:
@@ -43,7 +45,8 @@ class Bench:
     @cached_property
     def calibration_inputs(self) -> list[torch.Tensor]:
         """Read once, when the first cell asks for them."""
-        data, config, backbone = calibration_data(self.config, self.samples.source), self.config, self.backbone
+        data = CalibrationSamples(self.config, self.samples.source).source()
+        config, backbone = self.config, self.backbone
         loader = data.loader(
             backbone.sample_shape, backbone.preprocess(), batch_size=config.batch_size, num_workers=config.workers
         )
@@ -148,9 +151,15 @@ def _model(cell: Cell, bench: Bench) -> tuple[ReducedModel, Calibration | None]:
     assert cell.schedule is not None
     if cell.budget is None:
         return ReducedModel(bench.backbone, bench.method(cell), cell.schedule).eval(), None
+    what = key_of([*(cell.spec[part] for part in ("method", "options", "seed")), cell.schedule.own_layers])
     with autocast(device_of(bench.config), bench.config.precision):
         model, solved = calibrated(
-            bench.backbone, lambda own: build_method(cell, **own), cell.schedule, cell.budget, bench.calibration_inputs
+            bench.backbone,
+            lambda own: build_method(cell, **own),
+            cell.schedule,
+            cell.budget,
+            bench.calibration_inputs,
+            known=bench.shares.setdefault(what, {}),
         )
     return model.eval(), solved
 

@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokred
-from tokred import METHODS, Assignment, Method
+from tokred import METHODS, Assignment, Method, calibration
 from tokred.calibration import TOLERANCE, Calibration, calibrated, mean_share
 from tokred.reduced import ReducedModel
 from tokred.reduction import plan_schedule
@@ -210,3 +210,41 @@ def test_the_option_that_a_budget_is_solved_for_cannot_be_given_beside_it():
         ValueError, match="tau of rlt is what a budget is solved for; give one of the two: tau=0.1 without"
     ):
         tokred.reduce(tiny_models()["umt"], "rlt", budget=0.7, calibrate_on=torch.zeros(1, 4, 3, 32, 32), tau=0.1)
+
+
+@pytest.mark.parametrize(
+    ("method", "amount"), [("tome", {"r": 1}), ("tome", {"budget": 0.7}), ("bright", {"r": 1}), ("bright", {})]
+)
+def test_samples_that_nothing_is_calibrated_on_are_refused(method, amount):
+    with pytest.raises(ValueError, match="calibrate_on goes with a budget, and a method whose counts differ by sample"):
+        tokred.reduce(VIT, method, calibrate_on=images(), **amount)
+
+
+def test_batches_with_labels_are_refused_in_one_line():
+    with pytest.raises(ValueError, match="batches of inputs alone, and got a tuple among them"):
+        tokred.reduce(VIT, "bright", budget=0.7, calibrate_on=[(images(), torch.zeros(2))])
+
+
+def test_what_was_tried_for_one_budget_is_not_tried_for_the_next(monkeypatch):
+    runs, share, known = [], calibration.mean_share, {}
+    monkeypatch.setattr(calibration, "mean_share", lambda *given: (runs.append(1), share(*given))[1])
+    backbone = VIT
+    plan = plan_schedule(backbone, METHODS["bright"]())
+
+    def found(budget, known):
+        return calibration.calibrated(
+            backbone, lambda own: METHODS["bright"](**own), plan, budget, [images()], known=known
+        )
+
+    alone = [found(budget, {})[1].share for budget in (0.8, 0.7)]
+    num_alone = len(runs)
+    runs.clear()
+    together = [found(budget, known)[1].share for budget in (0.8, 0.7)]
+    assert len(runs) == len(known) < num_alone
+    assert together == pytest.approx(alone, rel=0.01)  # each is within what calibration aims at
+
+
+def test_the_model_says_what_was_met():
+    model = tokred.reduce(VIT, "bright", budget=0.7, calibrate_on=images())
+    assert model.calibration.share == pytest.approx(0.7, rel=0.02)
+    assert tokred.reduce(VIT, "bright").calibration is None

@@ -11,10 +11,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tokred import METHODS, ReducedModel, create_backbone, list_methods
-from tokred.data import create_data
+from tokred.data import create_data, files
 from tokred.registry import load_file
 from tokred.schedule import SHAPES
 from tokred.sweeps import plan
+from tokred.sweeps.calibration import MOST_SAMPLES
 from tokred.sweeps.cli import sweep
 from tokred.sweeps.config import experiments, read_config
 from tokred.sweeps.plan import build_backbone, build_method, make_plan
@@ -473,6 +474,7 @@ def test_random_weights_agree_whatever_the_task():
 # Counts that differ by sample
 
 
+NOT_THOSE_OF_THE_TEST = "the calibration samples must not be those of the test, and"
 VARYING = [*TINY, "methods=[ltmp,tome]", "budget=[0.8,0.6]"]
 PICTURES = [*IMAGES, "weights=random", "methods=ltmp", "budget=[0.9]"]
 
@@ -491,7 +493,7 @@ def test_a_budget_of_a_method_that_varies_is_left_to_calibration():
 def test_its_cells_say_which_samples_it_is_calibrated_on():
     found = cells(*VARYING)
     assert {str(cell.spec["calibration"]) for cell in of("ltmp", found)} == {
-        str({"name": "moving_shapes", "num_clips": plan.CALIBRATION_SAMPLES, "split": "validation"})
+        str({"name": "moving_shapes", "num_clips": MOST_SAMPLES, "split": "validation"})
     }
     assert not any("calibration" in cell.spec for cell in of("tome", found))
 
@@ -526,7 +528,7 @@ def test_of_calibration_samples_the_content_counts_and_not_the_path(pictures, tm
 
 def noise(folder, seed):
     folder.mkdir()
-    pixels = np.random.RandomState(seed).randint(0, 256, (32, 32, 3), np.uint8)
+    pixels = np.random.RandomState(100 + seed).randint(0, 256, (32, 32, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "0.png")
     return folder
 
@@ -534,7 +536,7 @@ def noise(folder, seed):
 def test_on_folders_calibration_samples_must_be_given(pictures):
     expected = (
         "nothing can be run: ltmp budget 0.9: its counts differ by sample, so that a budget is met on samples apart from the "
-        "test: give calibration.root=FOLDER (and calibration.limit=64), or budget=null, and it does as its options say"
+        "test: give calibration.root=FOLDER (of which 256 are taken), or budget=null, and it does as its options say"
     )
     with pytest.raises(ValueError) as refused:
         planned(*PICTURES, f"data.root={pictures}")
@@ -551,19 +553,21 @@ def test_with_a_folder_of_others_a_budget_is_planned(pictures, tmp_path):
 def test_calibration_samples_that_are_those_of_the_test_are_refused(pictures, tmp_path):
     copied = shutil.copytree(pictures, tmp_path / "copied")
     for root in (pictures, copied):
-        with pytest.raises(ValueError, match="the calibration samples are those of the test; give others"):
+        with pytest.raises(ValueError, match="the calibration samples must not be those of the test, and"):
             planned(*PICTURES, f"data.root={pictures}", f"calibration.root={root}")
 
 
 @pytest.mark.parametrize("word", ["calibration.limit=2", "calibration.limit=64"])
 def test_a_part_of_the_test_is_refused_as_calibration_samples(word, pictures):
-    with pytest.raises(ValueError, match="the calibration samples are those of the test; give others"):
+    with pytest.raises(ValueError, match="the calibration samples must not be those of the test, and"):
         planned(*PICTURES, f"data.root={pictures}", word)
 
 
 def test_some_clips_of_the_test_are_refused_as_calibration_samples():
     found = of("ltmp", cells(*VARYING, "calibration.num_clips=1", "calibration.split=test"))
-    assert {cell.refused for cell in found} == {"the calibration samples are those of the test; give others"}
+    assert {cell.refused for cell in found} == {
+        "the calibration samples must not be those of the test, and 1 of 1 are; give others"
+    }
 
 
 def test_another_number_of_calibration_clips_is_still_of_the_other_split():
@@ -634,3 +638,34 @@ def test_the_option_that_a_budget_is_solved_for_is_refused_beside_it():
         *REAL, "methods=[ltmp,tome]", "backbones=[mini_cls]", "budget=[0.7]", "options.ltmp.merge_threshold=0.5"
     )
     assert "merge_threshold of ltmp is what a budget is solved for" in found[1].refused
+
+
+def test_what_is_shared_with_the_test_is_refused_wherever_it_lies(pictures, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(pictures, target_is_directory=True)
+    some = tmp_path / "some"
+    some.mkdir()
+    shutil.copy(next(pictures.rglob("*.png")), some / "another_name.png")
+    noise(some / "more", 5).joinpath("0.png").rename(some / "own.png")
+    (some / "more").rmdir()
+    for root, shared in ((f"{pictures}/", "4 of 4"), (link, "4 of 4"), (some, "1 of 2")):
+        with pytest.raises(ValueError, match=f"{NOT_THOSE_OF_THE_TEST} {shared} are"):
+            planned(*PICTURES, f"data.root={pictures}", f"calibration.root={root}", "calibration.limit=9")
+
+
+def test_calibration_files_are_read_once_for_a_plan(pictures, tmp_path, monkeypatch):
+    other, read = noise(tmp_path / "other", 3), []
+    fingerprint = files._fingerprint
+    monkeypatch.setattr(files, "_fingerprint", lambda path: (read.append(path), fingerprint(path))[1])
+    planned(*PICTURES, f"data.root={pictures}", f"calibration.root={other}", "methods=[ltmp,ats]", "budget=[0.9,0.8]")
+    assert len(read) == len(set(read))
+
+
+def test_calibration_without_a_method_that_needs_it_is_refused():
+    with pytest.raises(ValueError, match="calibration is set, but of none of the methods do counts differ by sample"):
+        cells(*TINY, "methods=[tome]", "calibration.num_clips=9")
+
+
+def test_an_amount_is_the_most_that_a_method_that_varies_may_leave():
+    found = cells(*TINY, "methods=[ltmp,tome]", "r=[5]")
+    assert [cell.label for cell in found[1:]] == ["ltmp at most r 5", "tome r 5"]

@@ -531,3 +531,24 @@ def test_a_method_that_compares_frames_is_refused_on_images():
     with pytest.raises(ValueError, match="it compares frames, and the inputs of TimmViT have one here"):
         tokred.reduce(VIT, method, r=2)
     tokred.reduce(MODELS["umt"], method, r=2)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "says"),
+    [
+        ("tofu", {"merge_from": "x"}, "merge_from of tofu must be int; got 'x'"),
+        ("pitome", {"fall": "x"}, "fall of pitome must be float; got 'x'"),
+        ("ltmp", {"merge_threshold": float("nan")}, "merge_threshold of ltmp must be a finite number; got nan"),
+        ("tofu", {"merge_from": -3}, "merge_from must be a layer, from 0"),
+        ("pitome", {"alpha": -1.0}, "alpha must be 0 or more; got -1"),
+        ("rlt", {"tau": -1.0}, "tau must be 0 or more; got -1"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused(method, options, says):
+    with pytest.raises(ValueError, match=says):
+        create_method(method, **options)
+
+
+def test_an_option_may_be_none_where_it_says_so():
+    assert create_method("tofu", merge_from=None).merge_from is None
+    assert create_method("pitome", fall=0.4).fall == 0.4

@@ -2,7 +2,7 @@
 
 A method that reads no attention runs on fused scaled-dot-product attention. One that reads the CLS row pays for one row
 more. One that reads a statistic of the whole map gets it from the same products as the output, in chunks of queries: the
-map of all heads is never held at once.
+map of all heads is held for those who read that itself (the statistic "map") and for nobody else.
 
 Dimension key: B batch, N tokens, H heads, D channels of a head, Q queries of a chunk.
 """
