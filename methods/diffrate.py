@@ -64,10 +64,6 @@ class DiffRate(Method):
                 f"pruned must name one count for each of the {tokens.depth} layers; got {len(self.pruned)}: {self.pruned}"
             )
         left = self.pruned[tokens.layer]
-        if left > tokens.num:
-            raise ValueError(
-                f"pruned[{tokens.layer}] is {left}, but {tokens.num} tokens reach layer {tokens.layer}; lower it"
-            )
         if left < keep:
             raise ValueError(
                 f"pruned[{tokens.layer}] is {left}, but {keep} tokens are to leave layer {tokens.layer}; give `tokens` that "
