@@ -383,7 +383,9 @@ def test_the_mean_of_costs_is_that_of_each_part_and_layer():
     found = mean(costs)
     for part in PARTS:
         assert found.macs_by_part[part] == round(sum(cost.macs_by_part[part] for cost in costs) / 4)
-    assert found.macs_by_layer == tuple(round(sum(cost.macs_by_layer[layer] for cost in costs) / 4) for layer in range(3))
+    assert found.macs_by_layer == tuple(
+        round(sum(cost.macs_by_layer[layer] for cost in costs) / 4) for layer in range(3)
+    )
 
 
 def test_the_cost_of_given_counts_is_that_of_a_schedule_with_them():

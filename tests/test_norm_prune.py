@@ -63,7 +63,9 @@ def kept_places(keep, *, height, width, frames=1, norm="l2"):
     return (group_BN[0] >= 0).nonzero().flatten().tolist()
 
 
-@pytest.mark.parametrize(("norm", "keep"), [("l1", 60), ("l1", 112), ("l2", 96), ("l2", 140), ("linf", 64), ("linf", 100)])
+@pytest.mark.parametrize(
+    ("norm", "keep"), [("l1", 60), ("l1", 112), ("l2", 96), ("l2", 140), ("linf", 64), ("linf", 100)]
+)
 def test_the_official_pattern_stays_where_it_has_as_many_places(norm, keep):
     # TokenReduction's prep_pattern_stage_subset (@88fe07e): distances on a linspace from -7 to 7 over 14 places a side
     side = [-7 + 14 * place / 13 for place in range(14)]
