@@ -225,13 +225,13 @@ def _in_place(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy,
             for rows in _slices(N, chunk):
                 out_QHD = None if out_NHD is None else out_NHD[rows]
                 mean = _mean_map(sample, rows, out_QHD, buffer_GQN, mean_QN)
-                if received_N is not None:
-                    real_Q = mean.new_ones(len(mean)) if sample.real_N is None else sample.real_N[rows]
-                    received_N += real_Q @ mean
                 if entropy_N is not None:
                     entropy_N[rows] = _neg_entropy(mean)
-    if received:
-        found[2].div_(N if valid_BN is None else valid_BN.sum(1, keepdim=True))
+                if received_N is not None:
+                    mean = mean if sample.real_N is None else mean.mul_(sample.real_N[rows, None])
+                    received_N += mean.sum(0)
+            if received_N is not None:
+                received_N /= N if sample.real_N is None else sample.real_N.sum()
     return found
 
 
