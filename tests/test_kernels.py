@@ -80,6 +80,49 @@ def test_interpreted_kernels_give_what_the_map_gives(dtype, num, heads, channels
         assert same == "True"
 
 
+COMPILED = """
+import sys
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from tokred import kernels
+
+of_torch = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+dtype, channels, capability = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+padded = kernels._padded(channels)
+both = {"D": channels, "BLOCK_D": padded, "HAS_SEEN": True, "WIDEN": False}
+of_forward = {"D_V": channels, "BLOCK_V": padded, "HAS_V": True, "HAS_USED": True, "SAME": False}
+for kernel, own, sizes in (
+    (kernels._forward, of_forward, kernels._forward_sizes(of_torch[dtype], channels)),
+    (kernels._reduce, {"HAS_REAL": True}, kernels._reduce_sizes(of_torch[dtype])),
+):
+    options = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
+    constants = both | own | sizes
+    types = dict.fromkeys(("Q", "K", "V", "OUT"), "*" + dtype)
+    types |= dict.fromkeys(("LSE", "USED", "SEEN", "REAL", "ENTROPY", "RECEIVED"), "*fp32") | {"scale": "fp32"}
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
+    program = compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", capability, 32), options=options)
+    print(program.metadata.shared)
+"""
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("dtype", "channels"), [("fp16", 128), ("bf16", 80), ("fp32", 64)])
+def test_kernels_compile_for_ampere_and_hopper_and_fit_their_memory(dtype, channels, capability):
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, dtype, str(channels), str(capability)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(int(shared) <= 99 * 1024 for shared in done.stdout.split())  # of a block, on the smallest of them (8.6)
+
+
 def test_triton_is_not_imported_without_a_gpu():
     code = "import tokred, sys; tokred.list_methods(); print('tokred.kernels' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

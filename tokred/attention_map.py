@@ -5,7 +5,7 @@ Three ways, chosen by ``attend_and_measure`` and equal up to rounding:
 - CPU: ``_in_place``, a chunk of queries of a few heads at a time in one buffer that stays in the cache. No product is made
   twice, and the log-size bias costs no second softmax.
 - CUDA: the kernels of ``tokred.kernels``, where triton is installed, for heads of up to 128 channels in float16, bfloat16 or
-  float32.
+  float32, on NVIDIA GPUs from Ampere on.
 - ``in_chunks`` for all else: where a gradient is wanted, the map itself or its mean over heads, in ``torch.export`` and
   ``torch.jit.trace``, on CUDA without triton or beyond its limits, and on other devices. Plain differentiable operations.
 
@@ -173,7 +173,12 @@ def _has_kernel(q_BHND: Tensor, v_BHND: Tensor | None) -> bool:
     from tokred import kernels  # here, since it imports triton
 
     widest = max(x.shape[3] for x in (q_BHND, v_BHND) if x is not None)
-    return widest <= kernels.MAX_HEAD_DIM and q_BHND.dtype in kernels.DTYPES
+    return (
+        widest <= kernels.MAX_HEAD_DIM
+        and q_BHND.dtype in kernels.DTYPES
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(q_BHND.device) >= kernels.MIN_CAPABILITY
+    )
 
 
 def _by_kernel(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy, received):
@@ -253,7 +258,10 @@ def _prepare(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, dtype) ->
 
 
 def _mean_map(sample: _Sample, rows: slice, out_QHD: Tensor | None, buffer_GQN: Tensor, mean_QN: Tensor) -> Tensor:
-    """The map of these queries, mean over heads, in ``mean_QN``; their output goes to ``out_QHD``."""
+    """The map of these queries, mean over heads, in ``mean_QN``; their output goes to ``out_QHD``.
+
+    Beyond the two products there is, with ``weight_N``, one multiply-add for each entry of the map: 1 / (2 D) of them.
+    """
     q_HQD = sample.q_HND[:, rows]
     H, Q, _ = q_HQD.shape
     mean_QN = mean_QN[:Q].zero_()

@@ -6,8 +6,8 @@ makes q k^T once more, a tile of the map for all heads in turn, and sums what is
 attention: one more product, N * N * H * D multiply-adds (attention has two), only in the layers that reduce. Memory: O(N) a
 query block, nothing of N x N. Sums are made in a fixed order, without atomics: the same bits each time.
 
-NOT YET RUN ON A GPU: checked in Triton's interpreter only (``tests/test_kernels.py``), speed unknown. Block sizes are what
-flash attention usually takes, not tuned.
+NOT YET RUN ON A GPU: checked in Triton's interpreter, and compiled for Ampere and Hopper, where they take at most 97 KiB of
+shared memory (``tests/test_kernels.py``). Their speed is unknown; block sizes are what flash attention usually takes, not tuned.
 
 Dimension key: B batch, N tokens, H heads, D channels of a head, Q and K blocks of queries and keys.
 """
@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MAX_HEAD_DIM = 128  # a block of queries, keys and values of it fits the shared memory of every GPU since Ampere
+MAX_HEAD_DIM, MIN_CAPABILITY = 128, (8, 0)  # beyond, blocks would not fit the shared memory of every GPU since Ampere
 LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)  # the hardware has exp2 and log2
 
 
@@ -52,18 +52,15 @@ def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, scale, used_BN, seen_BN) -> Tensor:
     out = v if v_BHND is None else out_BNHD.transpose(1, 2)
     lse_BHN = q.new_empty(B, H, N, dtype=torch.float32)
     used, seen = _row(used_BN), _row(seen_BN)
-    narrow = q.dtype != torch.float32
-    block_q, block_k = (128, 64) if narrow else (64, 32)
+    sizes = _forward_sizes(q.dtype, D)
     with torch.cuda.device_of(q):
-        _forward[(triton.cdiv(N, block_q), H, B)](
+        _forward[(triton.cdiv(N, sizes["BLOCK_Q"]), H, B)](
             *(q, k, v, out, lse_BHN, lse_BHN if used is None else used, lse_BHN if seen is None else seen),
             *(q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2)),
             *(v.stride(0), v.stride(1), v.stride(2), out.stride(0), out.stride(1), out.stride(2)),
             *(H, N, scale * LOG2_E.value),
             D=D,
             D_V=v.shape[3],
-            BLOCK_Q=block_q,
-            BLOCK_K=block_k,
             BLOCK_D=_padded(D),
             BLOCK_V=_padded(v.shape[3]),
             HAS_V=v_BHND is not None,
@@ -71,8 +68,7 @@ def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, scale, used_BN, seen_BN) -> Tensor:
             HAS_SEEN=seen is not None,
             SAME=used_BN is seen_BN,
             WIDEN=_widen(q),
-            num_warps=8 if narrow and D > 64 else 4,
-            num_stages=2 if narrow else 1,
+            **sizes,
         )
     return lse_BHN
 
@@ -80,8 +76,8 @@ def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, scale, used_BN, seen_BN) -> Tensor:
 def _sums(q_BHND, k_BHND, lse_BHN, scale, seen_BN, real_BN) -> tuple[Tensor, Tensor]:
     B, H, N, D = q_BHND.shape
     q, k, seen, real = _rows(q_BHND), _rows(k_BHND), _row(seen_BN), _row(real_BN)
-    block_q, block_k = (128, 64) if q.dtype != torch.float32 else (64, 64)
-    num_q, num_k = triton.cdiv(N, block_q), triton.cdiv(N, block_k)
+    sizes = _reduce_sizes(q.dtype)
+    num_q, num_k = triton.cdiv(N, sizes["BLOCK_Q"]), triton.cdiv(N, sizes["BLOCK_K"])
     entropy_KBN, received_QBN = lse_BHN.new_empty(num_k, B, N), lse_BHN.new_empty(num_q, B, N)
     with torch.cuda.device_of(q):
         _reduce[(num_q, num_k, B)](
@@ -90,16 +86,25 @@ def _sums(q_BHND, k_BHND, lse_BHN, scale, seen_BN, real_BN) -> tuple[Tensor, Ten
             *(q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2)),
             *(B, H, N, scale * LOG2_E.value),
             D=D,
-            BLOCK_Q=block_q,
-            BLOCK_K=block_k,
             BLOCK_D=_padded(D),
             HAS_SEEN=seen is not None,
             HAS_REAL=real is not None,
             WIDEN=_widen(q),
-            num_warps=4,
-            num_stages=2 if q.dtype != torch.float32 else 1,
+            **sizes,
         )
     return entropy_KBN.sum(0), received_QBN.sum(0)
+
+
+def _forward_sizes(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
+    if dtype == torch.float32:
+        return {"BLOCK_Q": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1}
+    return {"BLOCK_Q": 128, "BLOCK_K": 64, "num_warps": 8 if head_dim > 64 else 4, "num_stages": 2}
+
+
+def _reduce_sizes(dtype: torch.dtype) -> dict[str, int]:
+    if dtype == torch.float32:
+        return {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 1}
+    return {"BLOCK_Q": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2}
 
 
 def _rows(x_BHND: Tensor) -> Tensor:
@@ -187,7 +192,8 @@ def _forward(
             (rows[:, None] < N) & (dv[None, :] < D_V),
         )
     if SAME:
-        seen_max, seen_sum = used_max, used_sum
+        seen_max = used_max
+        seen_sum = used_sum
     tl.store(LSE + (b * H + h) * N + rows, seen_max + tl.log2(seen_sum), rows < N)
 
 
