@@ -32,6 +32,7 @@ AMOUNTS = {
     "keep_rate": "share of the tokens kept",
     "r": "tokens removed",
     "tokens": "tokens left",
+    "as": "as the methods' own options say",
 }
 
 
@@ -159,6 +160,8 @@ def _amount(row: Row) -> str:
 def _number(amount: str) -> str:
     """``budget 0.7`` as 70, and others without their kind, which stands on the axis."""
     kind, _, rest = amount.partition(" ")
+    if amount.startswith("as its options say"):
+        return "own"
     try:
         return f"{100 * float(rest):g}" if kind == "budget" else rest
     except ValueError:  # with more in it: the method whose MACs are matched

@@ -169,7 +169,7 @@ def _least(points: Sequence[Point], given: Looks) -> float:
     return 0.0 if lowest is None else lowest - 0.08 * (max(values) - lowest)
 
 
-def _said_below(below: Sequence[Point], most: int = 6) -> str:
+def _said_below(below: Sequence[Point], most: int = 12) -> str:
     ends: dict[str, list[float]] = {}
     for point in below:
         ends.setdefault(printable(point.label), []).append(100 * (point.value or 0.0))

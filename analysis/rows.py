@@ -40,11 +40,11 @@ class Row:
     """One method at one schedule on one backbone. What is not known is None. Shares lie in 0..1, differences in -1..1.
 
     ``value`` is the accuracy or whatever ``metric`` names, over ``num_samples`` for each seed, of ``num_clusters`` videos where
-    several samples share one. ``difference`` is to
-    the unreduced model, on the samples that both have. ``layers`` are those to which tokens were restricted, if they were.
+    several samples share one. ``difference`` is to the unreduced model, on the samples that both have. ``layers`` are those to
+    which tokens were restricted, if they were; ``budget`` is the share of the MACs that was asked for, if one was.
     ``num_tokens`` leave the last layer; where that differs by sample, their mean, with standard deviation and 95th percentile
-    over the samples, and ``gmacs_padded`` is what a sample costs in its batch, padded to the longest. ``resolution`` is how far
-    the speed-up of the model over itself may lie from 1. Texts are one line without control characters.
+    over the samples, and ``gmacs_padded`` is what a sample costs in its batch, padded to the longest. ``resolution`` is how
+    far the speed-up of the model over itself may lie from 1. Texts are one line without control characters.
     """
 
     backbone: str
@@ -72,6 +72,7 @@ class Row:
     num_tokens_sd: float | None = None
     num_tokens_p95: float | None = None
     gmacs_padded: float | None = None
+    budget: float | None = None
     speedup: float | None = None
     speedup_low: float | None = None
     speedup_high: float | None = None
@@ -150,7 +151,9 @@ def _row(cell: list[Record], metric: str, store: Store, unreduced: Record | None
     """``cell``: the records that differ in their seed only."""
     first = cell[0]
     reasons = dict.fromkeys(plain(record.reason) for record in cell if record.reason)
-    names: dict[str, Any] = {name: plain(text) for name, text in _names(first.cell).items()}
+    names: dict[str, Any] = {
+        name: plain(text) if isinstance(text, str) else text for name, text in _names(first.cell).items()
+    }
     row = Row(**names, status=first.status, reason="; ".join(reasons), num_seeds=len(cell))
     if first.status != "done":
         return row
@@ -158,7 +161,7 @@ def _row(cell: list[Record], metric: str, store: Store, unreduced: Record | None
     return row if row.method == "none" else replace(row, **_difference(cell, metric, store, unreduced))
 
 
-def _names(cell: dict[str, Any]) -> dict[str, str]:
+def _names(cell: dict[str, Any]) -> dict[str, Any]:
     schedule = cell["schedule"]
     kind, layers = schedule["kind"], schedule.get("layers")
     matched = f"{schedule.get('match')} {_options(schedule.get('match_options', {}))}".rstrip()
@@ -172,10 +175,11 @@ def _names(cell: dict[str, Any]) -> dict[str, str]:
         "method": cell["method"],
         "options": _options(cell["options"]),
         "schedule": {"none": "unreduced", "own": f"as its options say{where}"}.get(
-            kind, f"{kind} {_label(schedule['amount'])}{where}{matched}"
+            kind, f"{'at most ' if schedule.get('at_most') else ''}{kind} {_label(schedule['amount'])}{where}{matched}"
         ),
         "shape": (schedule.get("shape") or "") if kind == "budget" else "",
         "layers": at,
+        "budget": schedule["amount"] if kind == "budget" else None,
     }
 
 

@@ -273,10 +273,24 @@ def _reading(done: Sequence[Row]) -> list[str]:
         )
     if len(shapes := _shapes(done)) == 1:
         lines.append(f"Shape of the schedules that meet a budget: {shapes[0]}.")
+    if off := _off_budget(done):
+        lines.append(
+            "A budget of counts that differ by sample is met on calibration samples. On these, more than 2 % off it, in % of the "
+            f"MACs: {', '.join(off)}. Compare them at what they spent."
+        )
     for group in grouped(done, lambda row: row.data):
         if num_broken := max(row.num_broken for row in group):
             lines.append(f"Broken files in {group[0].data}, not counted: {num_broken}.")
     return lines
+
+
+def _off_budget(done: Sequence[Row]) -> list[str]:
+    """Of each label what was spent and asked for, where that is more than 2 % apart."""
+    apart: dict[str, list[str]] = {}
+    for row in done:
+        if row.budget and row.gmacs_share and abs(row.gmacs_share / row.budget - 1) > 0.02:
+            apart.setdefault(row.label, []).append(f"{_percent(row.gmacs_share)} of {100 * row.budget:g}")
+    return [f"{label} {', '.join(spent)}" for label, spent in apart.items()]
 
 
 def _shapes(done: Sequence[Row]) -> list[str]:

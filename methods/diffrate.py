@@ -71,8 +71,5 @@ class DiffRate(Method):
             )
         return left
 
-    def fewest(self, num_tokens: int, prefix: int) -> int:
-        return prefix + 1
-
     def macs(self, num_tokens: int, keep: int, at: Place) -> int:
         return (num_tokens - keep) * (keep - at.prefix) * at.channels

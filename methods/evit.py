@@ -39,6 +39,3 @@ class EViT(Method):
         other_BN = kept.group_BN < 0
         group_BN = kept.group_BN.masked_fill(other_BN, keep - 1)
         return Assignment(group_BN, keep, weight_BN=torch.where(other_BN, score_BN, 1.0), normalize=False)
-
-    def fewest(self, num_tokens: int, prefix: int) -> int:
-        return prefix + 1 + self.num_extra

@@ -41,6 +41,8 @@ class KMedoids(Method):
         centres: Literal["medoid", "mean"] = "medoid",
     ):
         super().__init__()
+        if iterations < 0:
+            raise ValueError(f"iterations must be 0 or more; got {iterations}")
         self.iterations, self.update, self.centres = iterations, update, centres
 
     def assign(self, tokens: Tokens, attention: Attention | None, keep: int) -> Assignment:

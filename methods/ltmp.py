@@ -37,7 +37,10 @@ class LTMP(Method):
         target_BN = self._targets(attention.k_BHND.detach().mean(1), real_BN & (place_N >= tokens.prefix))
         importance_BN = attention.received_BN.masked_fill(place_N < tokens.prefix, torch.inf)
         importance_BN = importance_BN.scatter_reduce(1, target_BN, importance_BN, "amax")
-        stays_BN = real_BN & (target_BN == place_N) & (importance_BN > self.prune_threshold)
+        important_BN = importance_BN > self.prune_threshold
+        # of the patches the most important one, whatever it is: a sample without tokens has no output
+        first_B1 = importance_BN.masked_fill(place_N < tokens.prefix, -1).argmax(1, keepdim=True)
+        stays_BN = real_BN & (target_BN == place_N) & important_BN.scatter(1, target_BN.gather(1, first_B1), True)
         order_BN = importance_BN.masked_fill(~stays_BN, -1).argsort(dim=1, descending=True, stable=True)
         stays_BN = stays_BN & torch.zeros_like(stays_BN).scatter(1, order_BN[:, :keep], True)
         return _numbered(target_BN, stays_BN, tokens.prefix, keep)

@@ -25,6 +25,7 @@ class MCTF(Method):
     paper = "Lee et al., CVPR 2024, arXiv 2403.10030"
     code = "mlvlab/MCTF @2004da0, MIT (its mctf.py has Meta's header)"
     tuning = "finetuned"
+    at_most_half = True
     site = "attention"
     other_sites = ("after_attention", "after_mlp")
 
@@ -39,6 +40,9 @@ class MCTF(Method):
         site: Literal["attention", "after_attention", "after_mlp"] = "attention",
     ):
         super().__init__()
+        for name, tau in {"tau_sim": tau_sim, "tau_info": tau_info, "tau_size": tau_size}.items():
+            if tau < 0:
+                raise ValueError(f"{name} must be above 0, or 0 to leave that factor out; got {tau}")
         self.tau_sim, self.tau_info, self.tau_size = tau_sim, tau_info, tau_size
         self.bidirectional, self.pooling, self.proportional_attention = bidirectional, pooling, proportional_attention
         self.site = site
@@ -65,9 +69,6 @@ class MCTF(Method):
                 score_BAD = score_BAD * (share_BN[:, ::2, None] * share_BN[:, None, 1::2]) ** (1 / tau)
         is_prefix_N = torch.arange(tokens.num, device=score_BAD.device) < tokens.prefix
         return score_BAD.masked_fill(is_prefix_N[::2, None] | is_prefix_N[1::2], -torch.inf)
-
-    def fewest(self, num_tokens: int, prefix: int) -> int:
-        return num_tokens - (num_tokens - prefix) // 2
 
     def macs(self, num_tokens: int, keep: int, at: Place) -> int:
         return matching.pairs("bipartite", num_tokens, keep, at.prefix) * at.channels

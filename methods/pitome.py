@@ -29,6 +29,7 @@ class PiToMe(Method):
     paper = "Tran et al., NeurIPS 2024, arXiv 2405.16148"
     code = "hchautran/PiToMe @550b5de, CC-BY-NC 4.0"
     tuning = "none"
+    at_most_half = True
 
     def __init__(
         self,
@@ -39,6 +40,8 @@ class PiToMe(Method):
         proportional_attention: bool = False,
     ):
         super().__init__()
+        if alpha < 0:
+            raise ValueError(f"alpha must be 0 or more; got {alpha}")
         self.matching, self.margin, self.alpha = matching, margin, alpha
         self.fall = margin if fall is None else fall
         self.proportional_attention = proportional_attention
@@ -60,9 +63,6 @@ class PiToMe(Method):
             return self.matching == "bipartite"
         is_first = tokens.layer < (tokens.depth + 1) // 2
         return is_first == (self.matching == "bipartite_first")
-
-    def fewest(self, num_tokens: int, prefix: int) -> int:
-        return num_tokens - (num_tokens - prefix) // 2
 
     def macs(self, num_tokens: int, keep: int, at: Place) -> int:
         return (num_tokens - at.prefix) ** 2 * (at.channels // at.heads)

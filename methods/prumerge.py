@@ -45,6 +45,8 @@ class PruMerge(Method):
         scores: Literal["cls", "received"] = "cls",
     ):
         super().__init__()
+        if neighbors < 0:
+            raise ValueError(f"neighbors must be 0 or more; got {neighbors}")
         self.factor, self.neighbors, self.spatial = factor, neighbors, spatial
         self.split_heads, self.scores = split_heads, scores
         self.needs_cls = scores == "cls"

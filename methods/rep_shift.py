@@ -12,8 +12,8 @@ from tokred import METHODS, Assignment, Attention, Method, Tokens, matching
 class RepShift(Method):
     """Training-free; reads no attention, so that attention stays fused. Tokens that stay keep their order.
 
-    A token's score is how far its representation moves over the layer's MLP, D(F(x), x). ``after``: what F(x) is; "residual":
-    the token behind the residual, so that its shift is what the MLP adds; "mlp": the MLP's output alone, against its input.
+    A token's score is how far its representation moves over the layer's MLP, D(F(x), x). ``after``: what F(x) is; "mlp": the
+    MLP's output alone, against its input; "residual": the token behind the residual, so that its shift is what the MLP adds.
     ``distance``: D, "l2" (the paper's), "l1" or "cosine" (1 - cos). In half precision a shift holds the residual's rounding, up
     to 2^-9 of a bfloat16 token, 2^-12 of a float16 one.
 
@@ -32,7 +32,7 @@ class RepShift(Method):
     def __init__(
         self,
         distance: Literal["l2", "l1", "cosine"] = "l2",
-        after: Literal["residual", "mlp"] = "residual",
+        after: Literal["mlp", "residual"] = "mlp",
     ):
         super().__init__()
         self.distance, self.after = distance, after

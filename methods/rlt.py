@@ -32,6 +32,8 @@ class RLT(Method):
 
     def __init__(self, tau: float = 0.1):
         super().__init__()
+        if tau < 0:
+            raise ValueError(f"tau must be 0 or more; got {tau}")
         self.tau = tau
 
     def assign(self, tokens: Tokens, attention: Attention | None, keep: int) -> Assignment:

@@ -15,6 +15,7 @@ class SpatialMerge(Method):
     paper = "after Bolya et al., ICLR 2023, arXiv 2210.09461, and Ren et al., EMNLP Findings 2023, arXiv 2310.19060"
     code = ""
     tuning = "none"
+    at_most_half = True
     needs_places = True
 
     def __init__(self, proportional_attention: bool = True):
@@ -22,16 +23,15 @@ class SpatialMerge(Method):
         self.proportional_attention = proportional_attention
 
     def assign(self, tokens: Tokens, attention: Attention | None, keep: int) -> Assignment:
-        assert attention is not None and tokens.grid is not None
+        assert attention is not None
+        if tokens.grid is None:
+            raise ValueError("spatial_merge reads the grid of patches, which this backbone does not say")
         _, height, width = tokens.grid
         frame_BN, prefix = tokens.places() // (height * width), tokens.prefix
         group_BN = matching.bipartite_matching(
             attention.k_BHND.detach().mean(1), tokens.num - keep, prefix=prefix, sort=prefix > 0, label_BN=frame_BN
         )
         return Assignment(group_BN, keep)
-
-    def fewest(self, num_tokens: int, prefix: int) -> int:
-        return num_tokens - (num_tokens - prefix) // 2
 
     def macs(self, num_tokens: int, keep: int, at: Place) -> int:
         return matching.pairs("bipartite", num_tokens, keep, at.prefix) * (at.channels // at.heads)

@@ -17,8 +17,9 @@ class STA(Method):
     these three the paper (T = 8) removes R tokens from each frame, 14 R in all: here ``r`` is a list with 8 R, 4 R and 2 R there
     and 0 between; in a sweep, ``experiment=sta_stages``. Any other layer takes the frames of its third of the depth.
 
-    Where the tokens do not divide by the frames, single ones of the remainder go to frames spread over time (``shares``), so that
-    frames still pair up exactly; the official code takes multiples of T alone. With fewer kept than there are frames, neighbours
+    Where the tokens do not divide by the frames, single ones of the remainder go to frames spread over time (``shares``); an even
+    number of frames still pairs up exactly, of an odd one a group ends within a frame. The official code takes multiples of
+    T alone, and T = 8. With fewer kept than there are frames, neighbours
     are taken as one. Of a frame whose tokens all have the same norm the official score is 0 / 0, and what is kept there
     undefined; here nothing in it means more than the rest, and only time decides. A prefix has no part in any of it.
     """

@@ -24,6 +24,7 @@ class TemporalMerge(Method):
     paper = "after Bolya et al., ICLR 2023, arXiv 2210.09461"
     code = ""
     tuning = "none"
+    at_most_half = True
     needs_frames = True
     needs_places = True
 
@@ -43,9 +44,6 @@ class TemporalMerge(Method):
         own_BN = torch.arange(tokens.num, device=chain_BN.device).expand(chain_BN.shape[0], -1)
         source_Br, target_Br = chain_BN.gather(1, source_Br) + prefix, chain_BN.gather(1, target_Br) + prefix
         return Assignment(matching.groups_by_place(own_BN.scatter(1, source_Br, target_Br)), keep)
-
-    def fewest(self, num_tokens: int, prefix: int) -> int:
-        return num_tokens - (num_tokens - prefix) // 2
 
     def macs(self, num_tokens: int, keep: int, at: Place) -> int:
         return (num_tokens - at.prefix - 1) * (at.channels // at.heads)

@@ -27,6 +27,7 @@ class ToFu(Method):
     paper = "Kim et al., WACV 2024, arXiv 2312.01026"
     code = ""
     tuning = "optional"
+    at_most_half = True
     conserves_mass = False
 
     def __init__(
@@ -36,6 +37,8 @@ class ToFu(Method):
         proportional_attention: bool = False,
     ):
         super().__init__()
+        if merge_from is not None and merge_from < 0:
+            raise ValueError(f"merge_from must be a layer, from 0, or None for the second half; got {merge_from}")
         self.merge, self.merge_from = merge, merge_from
         self.proportional_attention = proportional_attention
 
@@ -68,9 +71,6 @@ class ToFu(Method):
 
     def _merges(self, tokens: Tokens) -> bool:
         return tokens.layer >= (tokens.depth // 2 + 1 if self.merge_from is None else self.merge_from)
-
-    def fewest(self, num_tokens: int, prefix: int) -> int:
-        return num_tokens - (num_tokens - prefix) // 2
 
     def macs(self, num_tokens: int, keep: int, at: Place) -> int:
         return matching.pairs("bipartite", num_tokens, keep, at.prefix) * (at.channels // at.heads)

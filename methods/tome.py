@@ -27,7 +27,7 @@ class ToMe(Method):
     ):
         super().__init__()
         self.matching, self.proportional_attention, self.seed = matching, proportional_attention, seed
-        self.random = matching == "random"
+        self.random, self.at_most_half = matching == "random", matching == "bipartite"
 
     def assign(self, tokens: Tokens, attention: Attention | None, keep: int) -> Assignment:
         assert attention is not None
@@ -40,11 +40,6 @@ class ToMe(Method):
             noise_BN = matching.noise(tokens.key(), self.seed, tokens.num)
             group_BN = matching.random_matching(metric_BND, noise_BN, r, prefix=prefix)
         return Assignment(group_BN, keep)
-
-    def fewest(self, num_tokens: int, prefix: int) -> int:
-        if self.matching == "bipartite":
-            return num_tokens - (num_tokens - prefix) // 2
-        return prefix + 1
 
     def macs(self, num_tokens: int, keep: int, at: Place) -> int:
         return matching.pairs(self.matching, num_tokens, keep, at.prefix) * (at.channels // at.heads)

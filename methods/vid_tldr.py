@@ -19,6 +19,7 @@ class VidTLDR(Method):
     paper = "Choi et al., CVPR 2024, arXiv 2403.13347"
     code = "mlvlab/vid-TLDR @a25051d, MIT (its vid_TLDR.py has the header of ToMe's licence)"
     tuning = "none"
+    at_most_half = True
     proportional_attention = True
     conserves_mass = False
     statistics = ("row_entropy",)
@@ -32,9 +33,6 @@ class VidTLDR(Method):
         merged_BN = matching.sources(group_BN, r)
         mass_BN = torch.where(merged_BN, saliency_BN, 1.0)
         return Assignment(group_BN, keep, weight_BN=mass_BN * tokens.sizes(), mass_BN=mass_BN)
-
-    def fewest(self, num_tokens: int, prefix: int) -> int:
-        return num_tokens - (num_tokens - prefix) // 2
 
     def macs(self, num_tokens: int, keep: int, at: Place) -> int:
         return matching.pairs("bipartite", num_tokens, keep, at.prefix) * at.channels

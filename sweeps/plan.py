@@ -18,18 +18,18 @@ import torch
 import tokred
 from tokred import Backbone, Method, ReducedModel
 from tokred.backbone import family_of
-from tokred.data import DataSource, create_data
+from tokred.data import DataSource
 from tokred.record import key_of
 from tokred.reduced import only_layer
-from tokred.reduction import check_options, check_saves, create_method, plan_schedule
+from tokred.reduction import check_knob, check_options, check_saves, create_method, plan_schedule
 from tokred.registry import METHODS
 from tokred.schedule import Schedule
+from tokred.sweeps.calibration import CalibrationSamples
 from tokred.sweeps.config import SweepConfig
 from tokred.tasks import TASKS, Task
 from tokred.weights import digest
 
 RANDOM_WEIGHTS_SEED = 0
-CALIBRATION_SAMPLES = 256
 DATA_PATHS = ("root", "csv", "annotation", "answer_list", "videos")  # what is there is in the data's digest
 
 
@@ -51,7 +51,8 @@ class Cell:
         if schedule["kind"] == "own":
             parts.append("as its options say")
         elif schedule["kind"] != "none":
-            parts.append(f"{schedule['kind']} {schedule['amount']}")
+            at_most = "at most " if schedule.get("at_most") else ""
+            parts.append(f"{at_most}{schedule['kind']} {schedule['amount']}")
         if schedule["shape"] is not None:
             parts.append(schedule["shape"])
         if schedule["layers"] is not None:
@@ -75,8 +76,14 @@ class Group:
 
 def make_plan(config: SweepConfig, data: DataSource) -> list[Group]:
     """Raises ValueError where a name, option, checkpoint or data set is wrong, or no reduced cell can run."""
-    methods = _methods(config)
-    groups = [_group(config, data, name, weights, methods) for name in config.backbones for weights in config.weights]
+    methods, calibration = _methods(config), CalibrationSamples(config, data)
+    groups = [
+        _group(config, data, name, weights, methods, calibration)
+        for name in config.backbones
+        for weights in config.weights
+    ]
+    if config.calibration and not any(METHODS[name].varies for name, _ in methods):
+        raise ValueError("calibration is set, but of none of the methods do counts differ by sample; leave it out")
     reduced = [cell for group in groups for cell in group.cells if cell.spec["method"] != "none"]
     if reduced and all(cell.refused for cell in reduced):
         raise ValueError(f"nothing can be run: {reduced[0].label}: {reduced[0].refused}")
@@ -118,22 +125,6 @@ def build_method(cell: Cell, **solved: Any) -> Method:
     return create_method(cell.spec["method"], **options)
 
 
-def calibration_data(config: SweepConfig, data: DataSource) -> DataSource:
-    """The samples, apart from the data, on which budgets of methods are met whose counts differ by sample: those that
-    ``calibration`` names, or that the data itself has. Raises ValueError where there are none."""
-    if not config.calibration:
-        if (apart := data.apart(CALIBRATION_SAMPLES)) is None:
-            raise ValueError(
-                "its counts differ by sample, so that a budget is met on samples apart from the test: give "
-                "calibration.root=FOLDER (and calibration.limit=64), or budget=null, and it does as its options say"
-            )
-        return apart
-    apart = create_data(**{**data.description(), **config.calibration})
-    if apart.digest() == data.digest():
-        raise ValueError("the calibration samples are those of the test; give others")
-    return apart
-
-
 def _methods(config: SweepConfig) -> list[tuple[str, dict[str, Any]]]:
     """(method, options) for every method and every combination of its options that are lists."""
     names = tokred.list_methods() if config.methods == ["all"] else config.methods
@@ -161,7 +152,12 @@ def _where_it_saves(name: str) -> dict[str, Any]:
 
 
 def _group(
-    config: SweepConfig, data: DataSource, name: str, weights: str, methods: list[tuple[str, dict[str, Any]]]
+    config: SweepConfig,
+    data: DataSource,
+    name: str,
+    weights: str,
+    methods: list[tuple[str, dict[str, Any]]],
+    calibration: CalibrationSamples,
 ) -> Group:
     backbone = build_backbone(config, data, name, weights)
     data.check_shape(backbone.sample_shape)
@@ -183,7 +179,7 @@ def _group(
         **task.identity(),
         "core": _core_hash(),
     }
-    place = _Place(backbone, fixed, identity, config, data)
+    place = _Place(backbone, fixed, identity, config, calibration)
     cells = [_cell(place, "none", {}, _amount(None, None, None, None), None)]
     for method, options in methods:
         for amount in _all_amounts(config, method):
@@ -194,9 +190,10 @@ def _group(
 
 def _all_amounts(config: SweepConfig, method: str) -> Iterator[dict[str, Any]]:
     for (kind, amount), layers in itertools.product(config.amounts, config.layers):
-        for shape in config.shape if kind == "budget" else [None]:
-            yield _amount(kind, amount, shape, layers)
-            if config.match not in (None, method):
+        for shape in config.shape if kind == "budget" and not METHODS[method].varies else [None]:
+            most = {"at_most": True} if METHODS[method].varies and kind in ("r", "keep_rate", "tokens") else {}
+            yield _amount(kind, amount, shape, layers) | most
+            if config.match not in (None, method) and kind != "own":
                 yield _amount(kind, amount, shape, layers) | {"match": config.match, **_match_options(config)}
 
 
@@ -224,7 +221,7 @@ class _Place:
     fixed: dict[str, Any]  # of their spec
     identity: dict[str, Any]  # of their key
     config: SweepConfig
-    data: DataSource
+    calibration: CalibrationSamples
 
 
 def _cell(place: _Place, name: str, options: dict[str, Any], amount: dict[str, Any], seed: int | None) -> Cell:
@@ -239,12 +236,13 @@ def _cell(place: _Place, name: str, options: dict[str, Any], amount: dict[str, A
     }
     try:
         method, clip = create_method(name, **options), place.config.allow_clip
-        if not (method.varies and amount["kind"] == "budget"):
+        if not method.varies or (amount["kind"] != "budget" and "match" not in amount):
             plan = _schedule(place.backbone, method, amount, clip)
             return Cell(key_of({**content, "tokens": plan.tokens}), spec, plan)
         check_saves(method)
+        check_knob(method, place.backbone, options)
         plan = plan_schedule(place.backbone, method, layers=amount["layers"])
-        apart = calibration_data(place.config, place.data)
+        apart = place.calibration.source()
         spec["calibration"] = apart.description()
         budget = _share_of(place.backbone, amount, clip) if "match" in amount else amount["amount"]
         key = key_of({**content, "layers": plan.own_layers, "budget": budget, "calibration": apart.digest()})

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -19,13 +19,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import tokred
 from tokred import Backbone, ReducedModel, timing
-from tokred.calibration import Calibration, calibrated
+from tokred.calibration import BudgetMissed, Calibration, calibrated
 from tokred.cost import Cost, mean
 from tokred.data import DataSource
 from tokred.lit import EvaluationData, evaluate
 from tokred.record import Record, Store, Timing, key_of, wilson, write_json
+from tokred.sweeps.calibration import CalibrationSamples
 from tokred.sweeps.config import SweepConfig
-from tokred.sweeps.plan import Cell, Group, build_backbone, build_method, build_task, calibration_data
+from tokred.sweeps.plan import Cell, Group, build_backbone, build_method, build_task
 from tokred.tasks.task import AGREEMENT, Metric, Outcome, Task
 
 AS_IT_IS: Any = {"highlight": False, "markup": False, "soft_wrap": True}  # for the console: a name may hold brackets
@@ -108,11 +109,13 @@ class _Bench:
     samples: EvaluationData
     config: SweepConfig
     store: Store
+    shares: dict[str, dict[float, float]] = field(default_factory=dict)  # what calibration found, by method and layers
 
     @cached_property
     def calibration_inputs(self) -> list[torch.Tensor]:
         """Read once, when the first cell asks for them."""
-        data, config, backbone = calibration_data(self.config, self.samples.source), self.config, self.backbone
+        data = CalibrationSamples(self.config, self.samples.source).source()
+        config, backbone = self.config, self.backbone
         loader = data.loader(
             backbone.sample_shape, backbone.preprocess(), batch_size=config.batch_size, num_workers=config.workers
         )
@@ -138,7 +141,11 @@ def _evaluated(
     """Status, reason, result and predictions."""
     if cell.refused is not None or cell.schedule is None:
         return "refused", cell.refused, {}, None
-    (model, solved), config = _model(cell, bench), bench.config
+    config = bench.config
+    try:
+        model, solved = _model(cell, bench)
+    except BudgetMissed as error:
+        return "refused", str(error), {}, None
     evaluation = bench.task.evaluation(model, on_batch)
     evaluate(evaluation, bench.samples, device=device_of(config), precision=config.precision)
     outcome = evaluation.outcome()
@@ -155,9 +162,16 @@ def _model(cell: Cell, bench: _Bench) -> tuple[ReducedModel, Calibration | None]
     assert cell.schedule is not None
     if cell.budget is None:
         return ReducedModel(bench.backbone, build_method(cell), cell.schedule).eval(), None
-    model, solved = calibrated(
-        bench.backbone, lambda own: build_method(cell, **own), cell.schedule, cell.budget, bench.calibration_inputs
-    )
+    what = key_of([*(cell.spec[part] for part in ("method", "options", "seed")), cell.schedule.own_layers])
+    with _autocast(device_of(bench.config), bench.config.precision):
+        model, solved = calibrated(
+            bench.backbone,
+            lambda own: build_method(cell, **own),
+            cell.schedule,
+            cell.budget,
+            bench.calibration_inputs,
+            known=bench.shares.setdefault(what, {}),
+        )
     return model.eval(), solved
 
 

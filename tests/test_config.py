@@ -218,6 +218,47 @@ def test_two_amounts_that_were_asked_for_are_refused():
         read_config(["budget=0.5", "r=8"])
 
 
+# Counts that differ by sample
+
+
+def test_calibration_needs_no_plus_and_keeps_its_types():
+    assert read_config(["calibration.root=/a", "calibration.limit=64"]).calibration == {"root": "/a", "limit": 64}
+    assert read_config(["calibration={root:/a}"]).calibration == {"root": "/a"}
+
+
+def test_without_calibration_the_data_says_what_is_apart():
+    assert read_config([]).calibration == {}
+
+
+def test_no_budget_and_nothing_in_its_place_is_no_amount():
+    assert read_config(["budget=null"]).amounts == [("own", None)]
+
+
+@pytest.mark.parametrize("word", ["r=8", "keep_rate=0.7", "tokens=[[9,8]]"])
+def test_no_budget_gives_way_to_another_amount(word):
+    assert read_config(["budget=null", word]).amounts == read_config([word]).amounts
+
+
+def test_no_budget_overrides_that_of_an_experiment(mine):
+    mine("# @package _global_\nbudget: [0.7]\n")
+    assert read_config(["experiment=mine", "budget=null"]).amounts == [("own", None)]
+    assert read_config(["experiment=mine"]).amounts == [("budget", 0.7)]
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("calibration=64", "calibration must be given by parts, as calibration.NAME=VALUE; got 64"),
+        ("calibration.roots=/a", "no 'roots' in the options of moving_shapes"),
+        ("calibration.num_clips=0", "num_clips must be 1 or more"),
+    ],
+)
+def test_wrong_calibration_is_refused(word, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert sweep(["methods=ltmp", "backbones=mini_mean", *TINY, "budget=[0.8]", word]) == 2
+    assert said in (captured := capsys.readouterr().err) and captured.count("\n") == 1
+
+
 # Nothing in a configuration is called
 
 

@@ -186,3 +186,8 @@ def test_deit_small_reduced_after_layers_2_5_8_costs_what_it_does_before_3_6_9(c
     cost = tokred.reduce(model, "k_medoids", tokens=left).cost()
     assert round(cost.gmacs - cost.gmacs_reduction, 3) == gmacs
     assert cost.gmacs_reduction == pytest.approx((196**2 + counts[0] ** 2 + counts[1] ** 2) * 384 / 1e9)
+
+
+def test_negative_iterations_are_refused():
+    with pytest.raises(ValueError, match="iterations must be 0 or more; got -1"):
+        create_method("k_medoids", iterations=-1)

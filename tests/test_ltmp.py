@@ -210,3 +210,17 @@ def test_tokens_that_are_all_alike_merge_to_finite_ones(dtype):
     left = METHODS["ltmp"]().reduce(tokens, attention, 9)
     assert left.x_BNC.isfinite().all()
     assert left.num_real().tolist() == [5, 5]  # CLS, and the odd ones
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+def test_of_each_sample_the_most_important_patch_stays_whatever_the_threshold(prefix):
+    k_BHND = inputs([3, 1, 9, 4], 2)
+    received_BN = inputs([3, 9], 3).softmax(1)
+    attention = Attention(k_BHND, k_BHND, k_BHND, 1.0, found={"received": received_BN})
+    tokens = Tokens(inputs([3, 9, 4], 4), prefix=prefix).traced()
+    left = tokens.reduce(
+        METHODS["ltmp"](merge_threshold=1.0, prune_threshold=2.0).assign(tokens, attention, 9)
+    ).trimmed()
+    assert left.num == prefix + 1
+    best_B = received_BN[:, prefix:].argmax(1) + prefix
+    assert left.source_BM.gather(1, best_B[:, None]).flatten().tolist() == [prefix] * 3

@@ -245,3 +245,8 @@ def test_it_runs_at_each_of_its_sites(site):
     reduced = tokred.reduce(model, "mctf", r=3, site=site)
     with torch.no_grad():
         assert reduced(inputs((2, 3, 32, 32), 0)).isfinite().all()
+
+
+def test_a_negative_tau_is_refused():
+    with pytest.raises(ValueError, match="tau_info must be above 0, or 0 to leave that factor out; got -1"):
+        METHODS["mctf"](tau_info=-1)

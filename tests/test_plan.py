@@ -11,10 +11,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tokred import METHODS, ReducedModel, create_backbone, list_methods
-from tokred.data import create_data
+from tokred.data import create_data, files
 from tokred.registry import load_file
 from tokred.schedule import SHAPES
 from tokred.sweeps import plan
+from tokred.sweeps.calibration import MOST_SAMPLES
 from tokred.sweeps.cli import sweep
 from tokred.sweeps.config import experiments, read_config
 from tokred.sweeps.plan import build_backbone, build_method, make_plan
@@ -468,3 +469,203 @@ def test_what_a_retrieval_depends_on_makes_another_key(word):
 def test_random_weights_agree_whatever_the_task():
     (group,) = planned(*RETRIEVAL, "methods=none")
     assert group.why == "the weights are random"
+
+
+# Counts that differ by sample
+
+
+NOT_THOSE_OF_THE_TEST = "the calibration samples must not be those of the test, and"
+VARYING = [*TINY, "methods=[ltmp,tome]", "budget=[0.8,0.6]"]
+PICTURES = [*IMAGES, "weights=random", "methods=ltmp", "budget=[0.9]"]
+
+
+def of(method, found):
+    return [cell for cell in found if cell.spec["method"] == method]
+
+
+def test_a_budget_of_a_method_that_varies_is_left_to_calibration():
+    found = of("ltmp", cells(*VARYING, "layers=[[1,2]]"))
+    assert [cell.budget for cell in found] == [0.8, 0.6]
+    assert {cell.schedule.own_layers for cell in found} == {(1, 2)} and not any(cell.refused for cell in found)
+    assert {cell.budget for cell in of("tome", cells(*VARYING))} == {None}
+
+
+def test_its_cells_say_which_samples_it_is_calibrated_on():
+    found = cells(*VARYING)
+    assert {str(cell.spec["calibration"]) for cell in of("ltmp", found)} == {
+        str({"name": "moving_shapes", "num_clips": MOST_SAMPLES, "split": "validation"})
+    }
+    assert not any("calibration" in cell.spec for cell in of("tome", found))
+
+
+def test_a_shape_is_no_axis_of_a_method_that_varies():
+    found = cells(*VARYING, "shape=[constant,front]")
+    assert [len(of(method, found)) for method in ("ltmp", "tome")] == [2, 4]
+    assert {cell.label for cell in of("ltmp", found)} == {"ltmp budget 0.8", "ltmp budget 0.6"}
+
+
+@pytest.mark.parametrize("split", ["test", "validation", "train-0"])
+def test_moving_shapes_are_calibrated_on_another_split(split):
+    data = create_data("moving_shapes", num_clips=5, split=split)
+    apart = data.apart(7)
+    assert apart.split != split and len(apart) == 7 and apart.digest() != data.digest()
+
+
+def test_other_calibration_samples_make_another_key():
+    words = [*TINY, "methods=ltmp", "budget=[0.8]"]
+    found = [cells(*words, *more)[1].key for more in ([], ["calibration.split=train-3"], ["calibration.num_clips=9"])]
+    assert len(set(found)) == 3
+    assert cells(*words)[0].key == cells(*words, "calibration.split=train-3")[0].key
+
+
+def test_of_calibration_samples_the_content_counts_and_not_the_path(pictures, tmp_path):
+    for seed, name in ((1, "one"), (1, "two"), (2, "three")):
+        noise(tmp_path / name, seed)
+    words = [*PICTURES, f"data.root={pictures}"]
+    one, two, three = (cells(*words, f"calibration.root={tmp_path / name}")[1] for name in ("one", "two", "three"))
+    assert one.key == two.key != three.key and one.spec != two.spec
+
+
+def noise(folder, seed):
+    folder.mkdir()
+    pixels = np.random.RandomState(100 + seed).randint(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "0.png")
+    return folder
+
+
+def test_on_folders_calibration_samples_must_be_given(pictures):
+    expected = (
+        "nothing can be run: ltmp budget 0.9: its counts differ by sample, so that a budget is met on samples apart from the "
+        "test: give calibration.root=FOLDER (of which 256 are taken), or budget=null, and it does as its options say"
+    )
+    with pytest.raises(ValueError) as refused:
+        planned(*PICTURES, f"data.root={pictures}")
+    assert str(refused.value) == expected
+
+
+def test_with_a_folder_of_others_a_budget_is_planned(pictures, tmp_path):
+    other = noise(tmp_path / "other", 3)
+    (cell,) = of("ltmp", cells(*PICTURES, f"data.root={pictures}", f"calibration.root={other}"))
+    assert cell.refused is None and cell.budget == 0.9
+    assert cell.spec["calibration"]["root"] == str(other)
+
+
+def test_calibration_samples_that_are_those_of_the_test_are_refused(pictures, tmp_path):
+    copied = shutil.copytree(pictures, tmp_path / "copied")
+    for root in (pictures, copied):
+        with pytest.raises(ValueError, match="the calibration samples must not be those of the test, and"):
+            planned(*PICTURES, f"data.root={pictures}", f"calibration.root={root}")
+
+
+@pytest.mark.parametrize("word", ["calibration.limit=2", "calibration.limit=64"])
+def test_a_part_of_the_test_is_refused_as_calibration_samples(word, pictures):
+    with pytest.raises(ValueError, match="the calibration samples must not be those of the test, and"):
+        planned(*PICTURES, f"data.root={pictures}", word)
+
+
+def test_some_clips_of_the_test_are_refused_as_calibration_samples():
+    found = of("ltmp", cells(*VARYING, "calibration.num_clips=1", "calibration.split=test"))
+    assert {cell.refused for cell in found} == {
+        "the calibration samples must not be those of the test, and 1 of 1 are; give others"
+    }
+
+
+def test_another_number_of_calibration_clips_is_still_of_the_other_split():
+    (cell, _) = of("ltmp", cells(*VARYING, "calibration.num_clips=9"))
+    assert cell.spec["calibration"] == {"name": "moving_shapes", "num_clips": 9, "split": "validation"}
+
+
+def test_without_an_amount_a_method_that_varies_does_as_its_options_say():
+    (cell,) = of("ltmp", cells(*TINY, "methods=[ltmp,tome]", "budget=null", "layers=[[0,2]]"))
+    assert cell.refused is None and cell.budget is None and cell.schedule.own_layers == (0, 2)
+    assert cell.spec["schedule"]["kind"] == "own" and cell.label == "ltmp as its options say layers [0, 2]"
+
+
+def test_without_an_amount_another_method_is_refused():
+    (cell,) = of("tome", cells(*TINY, "methods=[ltmp,tome]", "budget=null"))
+    assert cell.refused == "tome removes as much as it is told: give budget, r, keep_rate or tokens"
+
+
+def test_with_tokens_a_method_that_varies_has_a_cap_and_no_calibration():
+    (cell,) = of("ltmp", cells(*TINY, "methods=ltmp", "tokens=[[60,50,40,30]]"))
+    assert cell.schedule.tokens == (60, 50, 40, 30) and cell.budget is None and "calibration" not in cell.spec
+
+
+@pytest.mark.parametrize("method", ["visionzip", "prumerge"])
+def test_a_budget_at_the_encoders_output_is_refused_with_the_way_out(method):
+    words = [*TINY, f"methods=[{method},tome]", f"options.{method}.scores=received", "budget=[0.8]"]
+    (cell,) = of(method, cells(*words))
+    assert cell.refused == (
+        f"{method} works at the encoder's output, where all of its MACs are spent; give r, keep_rate or tokens in place of a "
+        "budget, or site=after_attention to work inside the encoder"
+    )
+
+
+def test_at_another_site_the_same_method_has_a_budget():
+    words = ["methods=[prumerge,tome]", "options.prumerge={scores:received,site:after_attention}", "budget=[0.8]"]
+    (cell,) = of("prumerge", cells(*TINY, *words))
+    assert cell.refused is None and build_method(cell).site == "after_attention"
+
+
+def test_among_all_methods_those_of_the_output_are_moved_inside_for_a_budget():
+    at_output = [name for name in list_methods() if METHODS[name].site == "output" and METHODS[name].other_sites]
+    found = cells(*TINY, "methods=all", "budget=[0.9]", "seeds=1")
+    assert at_output
+    for name in at_output:
+        assert {cell.spec["options"].get("site") for cell in of(name, found)} == {METHODS[name].other_sites[0]}
+    assert all("site" not in cell.spec["options"] for cell in found if cell.spec["method"] not in at_output)
+
+
+def test_among_all_methods_those_of_the_output_stay_there_for_numbers():
+    found = cells(*TINY, "methods=all", "r=2", "seeds=1")
+    assert all("site" not in cell.spec["options"] for cell in found)
+
+
+def test_only_methods_with_the_same_counts_for_all_can_be_matched():
+    found = cells(*TINY, "methods=[ltmp,tome]", "budget=[0.8]", "match=ltmp")
+    (cell,) = [cell for cell in of("tome", found) if "match" in cell.spec["schedule"]]
+    assert cell.refused == "match needs a method with the same counts for all samples; those of ltmp differ"
+
+
+def test_a_method_that_varies_is_calibrated_to_what_the_matched_one_spends():
+    words = [*TINY, "methods=[ltmp,vid_tldr]", "budget=[0.8]", "match=vid_tldr"]
+    (cell,) = [cell for cell in of("ltmp", cells(*words)) if "match" in cell.spec["schedule"]]
+    assert cell.budget == pytest.approx(0.8, rel=0.005)
+
+
+def test_the_option_that_a_budget_is_solved_for_is_refused_beside_it():
+    found = cells(
+        *REAL, "methods=[ltmp,tome]", "backbones=[mini_cls]", "budget=[0.7]", "options.ltmp.merge_threshold=0.5"
+    )
+    assert "merge_threshold of ltmp is what a budget is solved for" in found[1].refused
+
+
+def test_what_is_shared_with_the_test_is_refused_wherever_it_lies(pictures, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(pictures, target_is_directory=True)
+    some = tmp_path / "some"
+    some.mkdir()
+    shutil.copy(next(pictures.rglob("*.png")), some / "another_name.png")
+    noise(some / "more", 5).joinpath("0.png").rename(some / "own.png")
+    (some / "more").rmdir()
+    for root, shared in ((f"{pictures}/", "4 of 4"), (link, "4 of 4"), (some, "1 of 2")):
+        with pytest.raises(ValueError, match=f"{NOT_THOSE_OF_THE_TEST} {shared} are"):
+            planned(*PICTURES, f"data.root={pictures}", f"calibration.root={root}", "calibration.limit=9")
+
+
+def test_calibration_files_are_read_once_for_a_plan(pictures, tmp_path, monkeypatch):
+    other, read = noise(tmp_path / "other", 3), []
+    fingerprint = files._fingerprint
+    monkeypatch.setattr(files, "_fingerprint", lambda path: (read.append(path), fingerprint(path))[1])
+    planned(*PICTURES, f"data.root={pictures}", f"calibration.root={other}", "methods=[ltmp,ats]", "budget=[0.9,0.8]")
+    assert len(read) == len(set(read))
+
+
+def test_calibration_without_a_method_that_needs_it_is_refused():
+    with pytest.raises(ValueError, match="calibration is set, but of none of the methods do counts differ by sample"):
+        cells(*TINY, "methods=[tome]", "calibration.num_clips=9")
+
+
+def test_an_amount_is_the_most_that_a_method_that_varies_may_leave():
+    found = cells(*TINY, "methods=[ltmp,tome]", "r=[5]")
+    assert [cell.label for cell in found[1:]] == ["ltmp at most r 5", "tome r 5"]

@@ -170,3 +170,8 @@ def test_one_hot_and_constant_attention_give_finite_tokens():
     assert left.x_BNC.isfinite().all()
     assert left.num_real().tolist() == [2, 3]
     assert left.sizes().sum(1).tolist() == pytest.approx([9, 9])
+
+
+def test_a_negative_number_of_neighbors_is_refused():
+    with pytest.raises(ValueError, match="neighbors must be 0 or more; got -1"):
+        METHODS["prumerge"](neighbors=-1)

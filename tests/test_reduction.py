@@ -1,7 +1,7 @@
 """The loop in which a method meets a backbone, and everything ``reduce`` may be asked."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 import timm
@@ -370,3 +370,185 @@ def test_plan_schedule_is_what_reduce_uses():
     method = create_method("evit")
     plan = plan_schedule(VIT, method, keep_rate=0.5, layers=[1])
     assert plan == tokred.reduce(VIT, "evit", keep_rate=0.5, layers=[1]).schedule
+
+
+# Where a method works
+
+
+class Movable(Method):
+    """Published between attention and MLP; works at two other places."""
+
+    name = "movable"
+    other_sites: ClassVar[tuple[str, ...]] = ("before_attention", "output")
+
+    def __init__(self, share: float = 0.5):
+        super().__init__()
+        self.share = share
+
+    def assign(self, tokens, attention, keep):
+        return Assignment.select(torch.arange(keep).expand(tokens.x_BNC.shape[0], -1), tokens.num)
+
+
+class Fixed(Movable):
+    other_sites = ()
+
+
+class Own(Movable):
+    """Its statistics depend on the site, so that it takes the option itself."""
+
+    def __init__(self, site: Literal["after_attention", "after_mlp"] = "after_attention"):
+        super().__init__()
+        self.site, self.statistics = site, ("received",) if site == "after_mlp" else ()
+
+
+@pytest.fixture
+def movable(monkeypatch):
+    tokred.METHODS.names()
+    for name, cls in (("movable", Movable), ("fixed", Fixed), ("own", Own)):
+        monkeypatch.setitem(tokred.METHODS._classes, name, cls)
+
+
+def test_the_site_of_a_method_that_can_be_moved_is_an_option(movable):
+    assert list(method_options(Movable)) == ["share", "site"]
+    assert create_method("movable", site="output", share=0.1).site == "output"
+    assert create_method("movable").site == "after_attention"
+
+
+def test_a_site_moves_one_method_and_not_its_class(movable):
+    create_method("movable", site="output")
+    assert create_method("movable").site == Movable.site == "after_attention"
+
+
+def test_a_site_that_a_method_cannot_be_moved_to_is_refused_with_those_it_can(movable):
+    message = "site of movable must be one of after_attention, before_attention, output; got 'queries'"
+    with pytest.raises(ValueError, match=message):
+        create_method("movable", site="queries")
+
+
+def test_a_method_that_cannot_be_moved_has_no_option_site(movable):
+    with pytest.raises(ValueError, match="fixed has no option 'site'; its options are: share"):
+        create_method("fixed", site="output")
+
+
+def test_a_method_that_takes_the_site_itself_gets_it(movable):
+    assert create_method("own", site="after_mlp").statistics == ("received",)
+
+
+@pytest.mark.parametrize("site", ["before_attention", "after_attention"])
+def test_the_option_site_says_where_it_works(site, movable):
+    with torch.no_grad():
+        assert torch.allclose(tokred.reduce(VIT, "movable", r=[0, 6], site=site)(X), by_hand(site, 1, 11), atol=1e-6)
+
+
+def test_a_budget_at_the_output_is_refused_with_the_way_out(movable):
+    message = (
+        "movable works at the encoder's output, where all of its MACs are spent; give r, keep_rate or tokens in place of a "
+        "budget, or site=before_attention to work inside the encoder"
+    )
+    with pytest.raises(ValueError, match=message):
+        tokred.reduce(VIT, "movable", budget=0.5, site="output")
+
+
+def test_a_method_of_the_output_that_cannot_be_moved_says_so_without_a_way_out():
+    with pytest.raises(ValueError, match="give r, keep_rate or tokens in place of a budget$"):
+        tokred.reduce(VIT, First("output"), budget=0.5)
+
+
+# What a method is given
+
+
+def test_tokens_know_their_layer_and_its_number():
+    method = First()
+    tokred.reduce(VIT, method, r=[3, 0, 2])(X)
+    assert [(tokens.layer, tokens.depth) for tokens, _, _ in method.seen] == [(0, 3), (2, 3)]
+
+
+def test_places_are_carried_for_methods_that_read_them_alone():
+    for needs in (False, True):
+        method = First()
+        method.needs_places = needs
+        tokred.reduce(VIT, method, r=[3, 0, 2])(X)
+        assert [tokens.place_BN is None for tokens, _, _ in method.seen] == [not needs] * 2
+    assert method.seen[1][0].place_BN.tolist() == [[-1, *range(13)]] * 2
+
+
+@pytest.mark.parametrize("site", ["input", "before_attention", "after_attention", "after_mlp", "output"])
+def test_pixels_are_for_the_input_and_features_before_the_mlp_for_behind_it(site):
+    method = First(site)
+    reduced = tokred.reduce(VIT, method, r=[0, 0, 3] if site == "output" else [3])
+    states = []
+    with torch.no_grad():
+        reduced.run(X, states=states)
+    (tokens, _, _) = method.seen[0]
+    assert (tokens.pixels is X) == (site == "input")
+    assert (tokens.before_mlp_BNC is not None) == (site in ("after_mlp", "output"))
+    assert all(state.pixels is None and state.before_mlp_BNC is None for state in states)
+
+
+def test_features_before_the_mlp_are_those_that_enter_it():
+    method = First("after_mlp")
+    tokred.reduce(VIT, method, r=[3])(X)
+    with torch.no_grad():
+        assert torch.equal(method.seen[0][0].before_mlp_BNC, VIT.attend(0, VIT.embed(X))[0].x_BNC)
+
+
+# Counts that differ by sample
+
+
+class AsManyAsItsPlace(First):
+    """In every layer as many tokens go from a sample as are before it in the batch."""
+
+    varies = True
+
+    def assign(self, tokens, attention, keep):
+        self.seen.append((tokens, attention, keep))
+        num_B1 = (tokens.num_real() - torch.arange(len(tokens.x_BNC)))[:, None].clamp_max(keep)
+        place = torch.arange(keep).expand(tokens.x_BNC.shape[0], -1)
+        return Assignment.select(place, tokens.num, place < num_B1)
+
+
+@pytest.mark.parametrize("layers", [None, [1], [0, 2]])
+def test_a_method_that_varies_works_in_the_layers_that_are_named(layers):
+    method = AsManyAsItsPlace()
+    tokred.reduce(VIT, method, layers=layers)(X)
+    assert [tokens.layer for tokens, _, _ in method.seen] == ([0, 1, 2] if layers is None else layers)
+
+
+def test_a_number_of_tokens_is_the_most_that_a_method_that_varies_may_leave():
+    method = AsManyAsItsPlace()
+    trace = tokred.reduce(VIT, method, tokens=[17, 9, 9]).trace(X)
+    assert [keep for _, _, keep in method.seen] == [9] and trace.num_B[-1].amax() == 9
+
+
+def test_layers_beside_a_number_are_refused_for_a_method_that_varies_too():
+    with pytest.raises(ValueError, match="layers goes with keep_rate or budget"):
+        tokred.reduce(VIT, AsManyAsItsPlace(), layers=[1], r=2)
+
+
+def test_a_method_that_compares_frames_is_refused_on_images():
+    method = First()
+    method.name, method.needs_frames = "it", True
+    with pytest.raises(ValueError, match="it compares frames, and the inputs of TimmViT have one here"):
+        tokred.reduce(VIT, method, r=2)
+    tokred.reduce(MODELS["umt"], method, r=2)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "says"),
+    [
+        ("tofu", {"merge_from": "x"}, "merge_from of tofu must be int; got 'x'"),
+        ("pitome", {"fall": "x"}, "fall of pitome must be float; got 'x'"),
+        ("ltmp", {"merge_threshold": float("nan")}, "merge_threshold of ltmp must be a finite number; got nan"),
+        ("tofu", {"merge_from": -3}, "merge_from must be a layer, from 0"),
+        ("pitome", {"alpha": -1.0}, "alpha must be 0 or more; got -1"),
+        ("rlt", {"tau": -1.0}, "tau must be 0 or more; got -1"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused(method, options, says):
+    with pytest.raises(ValueError, match=says):
+        create_method(method, **options)
+
+
+def test_an_option_may_be_none_where_it_says_so():
+    assert create_method("tofu", merge_from=None).merge_from is None
+    assert create_method("pitome", fall=0.4).fall == 0.4

@@ -68,21 +68,21 @@ def kept(keep, prefix=0, **options):
 
 @pytest.mark.parametrize(("distance", "farthest"), [("l1", 0), ("l2", 1), ("cosine", 2)])
 def test_each_distance_has_its_own_farthest_token(distance, farthest):
-    assert kept(1, distance=distance) == [farthest]
+    assert kept(1, distance=distance, after="residual") == [farthest]
 
 
 def test_the_mlps_output_alone_is_far_from_a_token_that_it_hardly_changes():
-    assert kept(1, after="mlp") == [0]  # |out - x| of 14 against 4, 0.3 and 5
+    assert kept(1) == kept(1, after="mlp") == [0]  # |out - x| of 14 against 4, 0.3 and 5
 
 
 def test_tokens_that_stay_keep_their_order():
     tokens = replace(Tokens(AFTER), before_mlp_BNC=BEFORE)
     after = tokens.reduce(create_method("rep_shift").assign(tokens, None, 2))
-    assert torch.equal(after.x_BNC, AFTER[:, [0, 1]])
+    assert torch.equal(after.x_BNC, AFTER[:, [0, 3]])  # shifted by 14 and by 5
 
 
 def test_a_prefix_stays_however_little_it_moves():
-    assert kept(2, prefix=1, distance="cosine") == [0, 2]
+    assert kept(2, prefix=1, distance="cosine", after="residual") == [0, 2]
 
 
 def test_no_attention_is_asked_for_so_that_it_stays_fused():

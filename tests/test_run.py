@@ -402,6 +402,174 @@ def test_the_unreduced_model_alone_is_not_timed(quick, weights, tmp_path):
     assert Run(tmp_path, weights, "methods=none", "timing.rounds=20").store.all_timings() == []
 
 
+# Counts that differ by sample
+
+
+VARYING = '''
+"""Keeps the tokens whose first channel is above a threshold."""
+
+import torch
+
+from tokred import METHODS, Assignment, Method
+
+
+@METHODS.register("bright")
+class Bright(Method):
+    varies = True
+    conserves_mass = False
+
+    def __init__(self, least: float = 0.0):
+        super().__init__()
+        self.least = least
+
+    def assign(self, tokens, attention, keep):
+        place_N = torch.arange(tokens.num)
+        stays_BN = ((tokens.x_BNC[..., 0] > self.least) | (place_N == 0)) & (place_N < tokens.num_real()[:, None])
+        index_BK = (~stays_BN).long().argsort(dim=1, stable=True)[:, :keep]
+        return Assignment.select(index_BK, tokens.num, place_N[:keep] < stays_BN.sum(1, keepdim=True))
+
+    def knob(self, num_tokens):
+        return "least", 9.0, -9.0
+'''
+
+
+@pytest.fixture
+def varying(tmp_path):
+    """A method whose counts differ by sample, 8 clips to calibrate it on, and no fixed amount."""
+    (tmp_path / "bright.py").write_text(VARYING)
+    return ["r=null", f"plugins={tmp_path / 'bright.py'}", "methods=bright", "calibration.num_clips=8"]
+
+
+def left_by_clip(weights, split="test", **options):
+    """(N, L): how many tokens leave each layer, clip by clip; and the model."""
+    backbone = create_backbone("mini_mean", weights=weights.removeprefix("weights="), **SMALL)
+    model, source = tokred.reduce(backbone, "bright", **options), MovingShapes(NUM_CLIPS, split)
+    with torch.inference_mode():
+        clips = [source.read(index, backbone.sample_shape, backbone.preprocess()) for index in range(NUM_CLIPS)]
+        return np.array([[int(num) for num in model.trace(clip[None]).num_B] for clip in clips]), model
+
+
+def test_tokens_of_a_record_are_mean_deviation_and_95th_percentile_of_the_samples(weights, varying, tmp_path):
+    result = Run(tmp_path, weights, *varying, "budget=null").record("bright").result
+    num_NL, _ = left_by_clip(weights)
+    assert len(np.unique(num_NL[:, -1])) > 1
+    assert result["tokens"] == pytest.approx(num_NL.mean(0))
+    assert result["tokens_sd"] == pytest.approx(num_NL.std(0))
+    assert result["tokens_p95"] == pytest.approx(np.quantile(num_NL, 0.95, axis=0))
+
+
+def test_gmacs_of_a_record_are_the_mean_of_what_each_sample_costs(weights, varying, tmp_path):
+    result = Run(tmp_path, weights, *varying, "budget=null").record("bright").result
+    num_NL, model = left_by_clip(weights)
+    gmacs_N = np.array([model.cost(tokens).gmacs for tokens in num_NL.tolist()])
+    assert result["gmacs"] == pytest.approx(gmacs_N.mean(), rel=1e-6)  # whole MACs of some millions
+    assert result["gmacs_sd"] == pytest.approx(gmacs_N.std()) and gmacs_N.std() > 0
+    assert result["gmacs_p95"] == pytest.approx(np.quantile(gmacs_N, 0.95))
+    assert sum(result["gmacs_by_part"].values()) == pytest.approx(result["gmacs"])
+
+
+def test_padded_gmacs_are_those_of_the_longest_of_each_batch(weights, varying, tmp_path):
+    result = Run(tmp_path, weights, *varying, "budget=null", "batch_size=5").record("bright").result
+    num_NL, model = left_by_clip(weights)
+    first, second = (model.cost(batch.max(0).tolist()).gmacs for batch in (num_NL[:5], num_NL[5:]))
+    assert result["gmacs_padded"] == pytest.approx((5 * first + 3 * second) / 8)
+    assert result["gmacs_padded"] > result["gmacs"]
+
+
+def test_one_by_one_nothing_is_padded(weights, varying, tmp_path):
+    result = Run(tmp_path, weights, *varying, "budget=null", "batch_size=1").record("bright").result
+    assert result["gmacs_padded"] == pytest.approx(result["gmacs"], rel=1e-6)
+
+
+def test_predictions_do_not_depend_on_the_batch(weights, varying, tmp_path):
+    one, four = (
+        Run(tmp_path / size, weights, *varying, "budget=null", f"batch_size={size}").store.records()
+        for size in ("1", "4")
+    )
+    right = [[record.result["num_correct"] for record in records] for records in (one, four)]
+    counts = [[record.result["tokens"] for record in records] for records in (one, four)]
+    assert right[0] == right[1] and counts[0] == counts[1]
+
+
+def test_a_record_says_how_its_budget_was_met_on_other_samples(weights, varying, tmp_path):
+    record = Run(tmp_path, weights, *varying, "budget=[0.7]").record("bright")
+    found = record.result["calibration"]
+    assert record.cell["calibration"] == {"name": "moving_shapes", "num_clips": 8, "split": "validation"}
+    assert found["option"] == "least" and found["num_samples"] == 8
+    num_NL, model = left_by_clip(weights, "validation", least=found["value"])
+    share = np.mean([model.cost(tokens).macs for tokens in num_NL.tolist()]) / model.unreduced_cost().macs
+    assert found["share"] == pytest.approx(share) == pytest.approx(0.7, rel=0.02)
+
+
+def test_a_record_spends_what_its_own_samples_need(weights, varying, tmp_path):
+    result = Run(tmp_path, weights, *varying, "budget=[0.7]").record("bright").result
+    num_NL, model = left_by_clip(weights, least=result["calibration"]["value"])
+    assert result["gmacs"] == pytest.approx(np.mean([model.cost(t).gmacs for t in num_NL.tolist()]), rel=1e-6)
+
+
+def test_calibration_samples_are_read_once_for_all_budgets(weights, varying, tmp_path, monkeypatch):
+    reads, read = [], MovingShapes.read
+
+    def counted(self, index, *arguments):
+        reads.append((self.split, index))
+        return read(self, index, *arguments)
+
+    monkeypatch.setattr(MovingShapes, "read", counted)
+    ran = Run(tmp_path, weights, *varying, "budget=[0.8,0.7]")
+    assert [record.status for record in ran.records] == ["done"] * 3
+    assert sorted(reads) == [(split, index) for split in ("test", "validation") for index in range(8)]
+
+
+def test_the_calibrated_option_is_the_one_that_is_timed(quick, weights, varying, tmp_path, monkeypatch):
+    timed, build = [], run.build_method
+
+    def seen(cell, **solved):
+        timed.append(solved)
+        return build(cell, **solved)
+
+    measure = timing.interleave
+    monkeypatch.setattr(run, "build_method", seen)
+    monkeypatch.setattr(timing, "interleave", lambda *a, **k: (timed.append("timing"), measure(*a, **k))[1])
+    record = Run(tmp_path, weights, *varying, "budget=[0.7]", "timing.rounds=20").record("bright")
+    assert timed[-2:] == [{"least": record.result["calibration"]["value"]}, "timing"]
+
+
+def test_a_budget_that_cannot_be_met_is_refused_with_the_nearest(weights, varying, tmp_path):
+    ran = Run(tmp_path, weights, *varying, "budget=[0.02]")
+    record = ran.record("bright")
+    assert record.status == "refused" and "the nearest it reaches on the 8 calibration samples is" in record.reason
+
+
+def test_a_row_of_it_has_its_difference_to_the_unreduced_model_and_the_spread_of_its_tokens(weights, varying, tmp_path):
+    ran = Run(tmp_path, weights, *varying, "budget=[0.7]")
+    (row,) = [row for row in rows(ran.store) if row.method == "bright"]
+    result = ran.record("bright").result
+    unreduced = ran.record("none").result
+    assert row.difference == pytest.approx((result["num_correct"] - unreduced["num_correct"]) / NUM_CLIPS)
+    assert row.num_tokens == result["tokens"][-1] and row.num_tokens_sd == result["tokens_sd"][-1]
+    assert row.num_tokens_p95 == result["tokens_p95"][-1] and row.gmacs_padded == result["gmacs_padded"]
+
+
+def test_a_row_of_another_method_has_no_spread_of_tokens(weights, tmp_path):
+    (row,) = [row for row in rows(Run(tmp_path, weights, "methods=tome").store) if row.method == "tome"]
+    assert row.num_tokens == 40 and row.num_tokens_sd is row.num_tokens_p95 is row.gmacs_padded is None
+
+
+def test_where_only_calibrated_cells_are_timed_the_unreduced_model_has_a_speed(quick, weights, varying, tmp_path):
+    store = Run(tmp_path, weights, *varying, "budget=[0.7]", "timing.rounds=20").store
+    assert [row.speedup for row in rows(store) if row.method == "none"] == [1.0]
+
+
+@pytest.mark.parametrize("task", ["retrieval", "qa"])
+def test_videos_of_different_lengths_are_retrieved_and_asked_about(task, varying, tmp_path):
+    words = [*varying, f"task={task}", "backbones=mini_umt", "weights=random", "data.num_clips=3", "budget=null"]
+    found = [Run(tmp_path / size, *words, f"batch_size={size}") for size in ("1", "3")]
+    assert [record.status for ran in found for record in ran.records] == ["done"] * 4
+    one, three = (ran.record("bright").result for ran in found)
+    assert one["tokens"] == three["tokens"] and one["tokens_sd"][-1] > 0
+    assert one["metrics"] == three["metrics"]
+
+
 # On a GPU
 
 

@@ -460,3 +460,13 @@ def test_a_schedule_at_the_macs_of_another_method_is_named_so(tmp_path):
     run.add("tome", share=0.7, schedule=matched)
     (row,) = rows(run.finish())
     assert row.schedule == "r [60, 20], MACs of vid_tldr"
+
+
+def test_who_is_more_than_two_percent_off_a_budget_is_named_with_what_was_spent(tmp_path):
+    run, budget = new_run(tmp_path), {"kind": "budget", "amount": 0.5, "shape": None, "layers": None}
+    run.add("ltmp", share=0.529, schedule=budget)
+    run.add("tome", share=0.5005, schedule=budget)
+    ltmp, tome = rows(run.finish())
+    text = " ".join(printed([ltmp, tome], 120).split())
+    assert "more than 2 % off it, in % of the MACs: ltmp 52.9 of 50. Compare them at what they spent." in text
+    assert "off it" not in printed([tome], 120)

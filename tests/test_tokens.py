@@ -390,3 +390,9 @@ def test_trimming_leaves_sources_as_they_are():
 def test_log_sizes_of_padding_are_finite():
     log_BN = padded().log_size_BN()
     assert log_BN.isfinite().all() and log_BN[0].exp().tolist() == pytest.approx([1, 2, 1, 1])
+
+
+@pytest.mark.parametrize("more", [{"weight_BN": torch.ones(1, 3)}, {"mass_BN": torch.ones(1, 3)}, {"normalize": False}])
+def test_a_selection_with_weights_is_refused(more):
+    with pytest.raises(ValueError, match="a selection leaves tokens as they are"):
+        replace(Assignment.select(torch.tensor([[0, 2]]), 3), **more)

@@ -1,8 +1,9 @@
 """Attention, and what methods want to know of it, at the cost they really need.
 
 A method that reads no attention runs on fused scaled-dot-product attention, as does a layer that does not reduce. One that
-reads the CLS row pays for one row more. One that reads a statistic of the whole map gets it together with the output, and the
-map of all heads is never held at once: ``tokred.attention_map`` says how, and which way is taken where.
+reads the CLS row pays for one row more. One that reads a statistic of the whole map gets it together with the output; the map
+of all heads is held for those who read that itself (the statistic "map") and for nobody else: ``tokred.attention_map`` says
+how, and which way is taken where.
 
 Dimension key: B batch, N tokens, H heads, D channels of a head, Q queries.
 """

@@ -6,7 +6,7 @@ Dimension key: N samples, L layers.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tokred.foreign import evaluating
 from tokred.model import Backbone, Method
-from tokred.reduced import ReducedModel
+from tokred.reduced import Calibration, ReducedModel
 from tokred.schedule import Schedule
 
 AIM = 0.0025  # of the budget: where the search ends
@@ -23,14 +23,8 @@ TOLERANCE = 0.02  # of the budget: where the option is a whole number, or the sa
 MOST_TRIES = 24
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """``option`` = ``value`` spends ``share`` of the unreduced MACs, the mean over ``num_samples``."""
-
-    option: str
-    value: float
-    share: float
-    num_samples: int
+class BudgetMissed(ValueError):
+    """No value of the option meets the budget."""
 
 
 def calibrated(
@@ -39,37 +33,39 @@ def calibrated(
     plan: Schedule,
     budget: float,
     batches: Sequence[Tensor],
+    *,
+    known: dict[float, float] | None = None,
 ) -> tuple[ReducedModel, Calibration]:
     """The model whose mean MACs over the inputs in ``batches`` are ``budget`` of the unreduced model's, and how it was found.
 
     ``create(options)`` makes the method with one option set. Searches between the two ends of ``Method.knob``, between
-    which MACs must rise or fall. Raises ValueError where no value comes within 2 %.
+    which MACs must rise or fall.
+    ``known``: the shares of the values tried so far, to which it adds. Raises BudgetMissed where no value comes
+    within 2 %.
     """
     if not 0 < budget <= 1:
         raise ValueError(f"budget is a share of the unreduced MACs, above 0 and at most 1; got {budget!r}")
-    num_samples = sum(len(batch) for batch in batches)
-    if num_samples == 0:
-        raise ValueError("calibrate_on must hold one sample at least")
+    num_samples = _num_samples(batches)
+    tried = {} if known is None else known
     option, most, least = create({}).knob(backbone.num_tokens)
-    tried: dict[float, tuple[float, ReducedModel]] = {}
 
     def share(value: float) -> float:
         if value not in tried:
-            model = ReducedModel(backbone, create({option: value}), plan)
-            tried[value] = (mean_share(model, batches), model)
-        return tried[value][0]
+            tried[value] = mean_share(ReducedModel(backbone, create({option: value}), plan), batches)
+        return tried[value]
 
-    _search(share, budget, most, least)
-    value = min(tried, key=lambda value: abs(tried[value][0] - budget))
-    reached, model = tried[value]
+    _search(share, budget, *_ends(tried, budget, most, least))
+    value = min(tried, key=lambda value: abs(tried[value] - budget))
+    reached, model = tried[value], ReducedModel(backbone, create({option: value}), plan)
     if abs(reached / budget - 1) > TOLERANCE:
-        raise ValueError(
+        raise BudgetMissed(
             f"{model.method.name} cannot spend {budget:g} of the unreduced MACs by its option {option}; the nearest it reaches "
             f"on the {num_samples} calibration samples is {reached:.3f}, with {option}={value:g}"
         )
     spec = f"budget={budget:g}: {option}={value:g} spends {reached:.4f} on {num_samples} calibration samples"
     model.schedule = replace(plan, spec=spec)
-    return model, Calibration(option, value, reached, num_samples)
+    model.calibration = Calibration(option, value, reached, num_samples)
+    return model, model.calibration
 
 
 def mean_share(model: ReducedModel, batches: Sequence[Tensor]) -> float:
@@ -83,6 +79,22 @@ def mean_share(model: ReducedModel, batches: Sequence[Tensor]) -> float:
             found.append(torch.stack(counts, 1).cpu())
     macs = [cost.macs for cost in model.costs(torch.cat(found))]
     return sum(macs) / len(macs) / model.unreduced_cost().macs
+
+
+def _num_samples(batches: Sequence[Tensor]) -> int:
+    strange = [type(batch).__name__ for batch in batches if not isinstance(batch, Tensor)]
+    if strange:
+        raise ValueError(f"calibrate_on must be inputs, or batches of inputs alone, and got a {strange[0]} among them")
+    if not (num_samples := sum(len(batch) for batch in batches)):
+        raise ValueError("calibrate_on must hold one sample at least")
+    return num_samples
+
+
+def _ends(tried: dict[float, float], budget: float, most: float, least: float) -> tuple[float, float]:
+    """The nearest values on either side of the budget, of those tried and the ends of the option's range."""
+    below = [value for value, share in tried.items() if share < budget]
+    above = [value for value, share in tried.items() if share >= budget]
+    return max(below, key=tried.__getitem__, default=most), min(above, key=tried.__getitem__, default=least)
 
 
 def _search(share: Callable[[float], float], budget: float, most: float, least: float) -> None:

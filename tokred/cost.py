@@ -67,7 +67,7 @@ def count(
     parts["embed"] = widths.embed
     by_layer, num = [], num_tokens
     for layer, keep in enumerate(tokens):
-        site = method.site if layer in layers else "output"
+        site = method.site if layer in layers else None
         of_layer = _layer(widths, layer, *_tokens_in_layer(site, num, keep))
         place = Place(prefix, widths.channels, widths.heads, layer, len(tokens), num_frames)
         of_layer["reduction"] = _reduction(method, widths, num, keep, place) if layer in layers else 0
@@ -89,7 +89,7 @@ def _layer(widths: Widths, layer: int, queries: int, keys: int, values: int, row
     }
 
 
-def _tokens_in_layer(site: str, num: int, keep: int) -> tuple[int, int, int, int, int]:
+def _tokens_in_layer(site: str | None, num: int, keep: int) -> tuple[int, int, int, int, int]:
     """How many queries, keys, values, rows of attention's output and tokens in the MLP there are."""
     if site in ("input", "before_attention"):
         return keep, keep, keep, keep, keep

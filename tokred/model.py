@@ -1,4 +1,4 @@
-"""The two plugin interfaces, and the loop that is the only place where they meet.
+"""The two plugin interfaces; ``tokred.reduced`` has the loop that is the only place where they meet.
 
 Dimension key: B batch, N tokens now, M tokens at the input, C channels.
 """
@@ -201,8 +201,9 @@ class Method(nn.Module, abc.ABC):
     needs_frames: bool = False  # it compares frames, of which an image has one
     needs_places: bool = False  # it reads `tokens.place_BN`
     varies: bool = (
-        False  # counts differ by sample; then `keep` is the most that may be left, and `assign` gives `valid_BK`
+        False  # counts differ by sample; `keep` is then the most that may be left, and `assign` gives `valid_BK`
     )
+    at_most_half: bool = False  # it pairs tokens, so that no more than half of those behind the prefix can go at once
     conserves_mass: bool = True  # False: it drops or attenuates tokens, so that sizes do not add up to the input's
     random: bool = False
     trained: bool = False  # has parameters of its own that must be trained
@@ -216,12 +217,13 @@ class Method(nn.Module, abc.ABC):
         """
 
     def reduce(self, tokens: Tokens, attention: Attention | None, keep: int) -> Tokens:
-        """``assign`` applied; override it where the result is no weighted sum of tokens."""
+        """``assign`` applied; override it where the result is no weighted sum of tokens. At the sites inside attention it is not
+        called: there ``assign`` is all there is."""
         return tokens.reduce(self.assign(tokens, attention, keep))
 
     def fewest(self, num_tokens: int, prefix: int) -> int:
         """The least tokens, prefix included, it can leave of ``num_tokens`` at once."""
-        return prefix + 1
+        return num_tokens - (num_tokens - prefix) // 2 if self.at_most_half else prefix + 1 + self.num_extra
 
     def macs(self, num_tokens: int, keep: int, at: Place) -> int:
         """Multiply-adds of its own in one reduction of one sample, beyond the attention's; 0 where it only sorts.

@@ -33,8 +33,23 @@ class Trace:
     size_BN: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """``option`` = ``value`` spends ``share`` of the unreduced MACs, the mean over ``num_samples``."""
+
+    option: str
+    value: float
+    share: float
+    num_samples: int
+
+
 class ReducedModel(nn.Module):
-    """Called like the model it was made from, whose parameters it shares and never changes."""
+    """Called like the model it was made from, whose parameters it shares and never changes.
+
+    ``calibration``: how a budget was met where counts differ by sample; else None.
+    """
+
+    calibration: Calibration | None = None
 
     def __init__(self, backbone: Backbone, method: Method, plan: Schedule):
         super().__init__()
@@ -104,8 +119,8 @@ class ReducedModel(nn.Module):
     def cost(self, tokens: Sequence[int] | None = None) -> Cost:
         """Exact MACs per sample; ``cost().gmacs`` is the total, the reduction's own included.
 
-        ``tokens``: of a sample of which as many leave each layer; None: as many as the schedule says, which of a method that
-        ``varies`` is the most there can be.
+        ``tokens``: of a sample of which as many leave each layer; None: as many as the schedule says. Of a method whose counts
+        differ by sample that is the most there can be; what was met on average is in ``calibration.share``.
         """
         layers = self.schedule.reducing_layers
         return self._count(self.schedule.tokens if tokens is None else tokens, layers)
@@ -145,7 +160,7 @@ def reduce_inside(backbone: Backbone, layer: int, tokens: Tokens, method: Method
         bias_BN=bias_BN,
         valid_BN=tokens.valid_BN,
         statistics=method.statistics,
-        biased_statistics=method.biased_statistics,
+        biased_statistics=method.biased_statistics or method.site == "attention",  # there the output is made of the map
     )
     assignment = method.assign(tokens, attention, keep)
     left = trimmed(tokens.reduce(assignment))

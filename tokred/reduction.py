@@ -2,7 +2,9 @@
 
 import fnmatch
 import inspect
+import math
 from collections.abc import Iterable, Sequence
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
 from torch import Tensor, nn
@@ -62,9 +64,16 @@ def reduce(
     name = method if isinstance(method, str) else ""
     method = create_method(method, **options) if isinstance(method, str) else _without_options(method, options)
     amounts: dict[str, Any] = {"r": r, "keep_rate": keep_rate, "tokens": tokens, "budget": budget}
+    if calibrate_on is not None and (not method.varies or budget is None):
+        raise ValueError(
+            f"calibrate_on goes with a budget, and a method whose counts differ by sample; got {method.name} "
+            f"and {'no budget' if budget is None else 'a budget'}"
+        )
     if method.varies and budget is not None and calibrate_on is not None and name:
         check_saves(method)
+        check_knob(method, backbone, options)
         _only_one(amounts, shape, layers)
+        _check_no_shape(method, shape)
         batches = [calibrate_on] if isinstance(calibrate_on, Tensor) else list(calibrate_on)
         plan = plan_schedule(backbone, method, layers=layers)
         reduced = calibrated(backbone, lambda own: create_method(name, **options | own), plan, budget, batches)[0]
@@ -72,9 +81,8 @@ def reduce(
         plan = plan_schedule(backbone, method, **amounts, layers=layers, shape=shape, allow_clip=allow_clip)
         reduced = ReducedModel(backbone, method, plan)
     reduced.method.train(model.training)
-    reduced.training = (
-        model.training
-    )  # not train(), which would reach into the model, and set a frozen part of it to train
+    # not train(), which would reach into the model, and set a frozen part of it to train
+    reduced.training = model.training
     return reduced
 
 
@@ -139,6 +147,24 @@ def check_saves(method: Method) -> None:
         )
 
 
+def _check_no_shape(method: Method, shape: str | Sequence[float] | None) -> None:
+    if shape is not None:
+        raise ValueError(
+            f"shape says where a schedule spends a budget; that of {method.name} is met by one of its options, which decides "
+            f"itself where tokens go; drop shape={shape!r}"
+        )
+
+
+def check_knob(method: Method, backbone: Backbone, options: dict[str, Any]) -> None:
+    """Raises ValueError where the option is given that a budget is solved for."""
+    name, _, _ = method.knob(backbone.num_tokens)
+    if name in options:
+        raise ValueError(
+            f"{name} of {method.name} is what a budget is solved for; give one of the two: {name}={options[name]!r} without a "
+            "budget, or the budget alone"
+        )
+
+
 def _check_budget(method: Method) -> None:
     check_saves(method)
     if method.varies:
@@ -184,13 +210,22 @@ def check_options(name: str, cls: type[Method], options: dict[str, Any]) -> None
     for option, value in options.items():
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}; its options are: {', '.join(known) or 'none'}")
-        wanted = known[option].annotation
+        wanted = _kind(known[option].annotation, value)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{option} of {name} must be a finite number; got {value!r}")
         if get_origin(wanted) is Literal and value not in get_args(wanted):
             raise ValueError(
                 f"{option} of {name} must be one of {', '.join(map(str, get_args(wanted)))}; got {value!r}"
             )
         if wanted in (bool, int, float, str) and not _is_a(value, wanted):
             raise ValueError(f"{option} of {name} must be {wanted.__name__}; got {value!r}")
+
+
+def _kind(annotation: Any, value: Any) -> Any:
+    """Of ``kind | None`` the kind, where the value is not None."""
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    optional = get_origin(annotation) is UnionType and len(kinds) < len(get_args(annotation))
+    return kinds[0] if optional and len(kinds) == 1 and value is not None else annotation
 
 
 def method_options(cls: type[Method]) -> dict[str, inspect.Parameter]:

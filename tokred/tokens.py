@@ -38,6 +38,11 @@ class Assignment:
     def __post_init__(self):
         if (self.group_BN is None) == (self.matrix_BKN is None):
             raise ValueError("an Assignment needs either group_BN or matrix_BKN; give exactly one of them")
+        plain = self.weight_BN is None and self.mass_BN is None and self.normalize
+        if self.index_BK is not None and not plain:
+            raise ValueError(
+                "a selection leaves tokens as they are; give groups without index_BK where they have weights"
+            )
 
     @classmethod
     def select(cls, index_BK: Tensor, num_tokens: int, valid_BK: Tensor | None = None) -> "Assignment":

@@ -26,7 +26,12 @@ from tokred.testing import (
 ROOT = Path(__file__).resolve().parents[2]
 # Of a timm model, the model itself is reduced, so that it is timm's own forward that is compared with.
 MODELS = {kind: getattr(backbone, "vit", backbone) for kind, backbone in tiny_models().items()}
-CASES = cases(MODELS, with_variants=("class_token", "umt"))
+CASES = cases(MODELS, with_variants=("class_token",))
+CASES += [  # of methods that compare frames, whose options run on clips only
+    case
+    for case in cases({"umt": MODELS["umt"]}, with_variants=("umt",))
+    if METHODS[case.method].needs_frames and case.options
+]
 REFUSED = [
     case
     for name in METHODS.names()

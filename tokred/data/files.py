@@ -8,6 +8,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,10 +58,17 @@ class FileSource(DataSource):
         """Over ``content()`` and each sample's path, size, sha256 and label, in order. Reads every file once."""
         if self._digest is None:
             sha = hashlib.sha256(json.dumps(self.content()).encode())
-            for path, label in self._samples:
-                sha.update(json.dumps([path, *_fingerprint(os.path.join(self._folder, path)), label]).encode())
+            for (path, label), fingerprint in zip(self._samples, self._fingerprints, strict=True):
+                sha.update(json.dumps([path, *fingerprint, label]).encode())
             self._digest = sha.hexdigest()
         return self._digest
+
+    def contents(self) -> set[str]:
+        return {sha for size, sha in self._fingerprints if size >= 0}
+
+    @cached_property
+    def _fingerprints(self) -> list[tuple[int, str]]:
+        return [_fingerprint(os.path.join(self._folder, path)) for path, _ in self._samples]
 
 
 @contextmanager

@@ -75,6 +75,10 @@ class DataSource(ABC):
     def digest(self) -> str:
         """A sha256 that changes whenever a sample, its place in the order or its label does."""
 
+    def contents(self) -> set[str]:
+        """One text for each sample that is the same for the same content, wherever it lies."""
+        return {f"{self.digest()}/{index}" for index in range(len(self))}
+
     @abstractmethod
     def description(self) -> dict[str, Any]:
         """The name and the options, JSON-able: ``create_data(**source.description())`` is this source again."""

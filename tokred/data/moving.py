@@ -84,6 +84,9 @@ class MovingShapes(DataSource):
             sha.update(frames_THWC.tobytes() + str(label).encode())
         return sha.hexdigest()
 
+    def contents(self) -> set[str]:
+        return {f"{self.split}/{index}" for index in range(self.num_clips)}
+
     def description(self) -> dict[str, Any]:
         return {"name": self.name, "num_clips": self.num_clips, "split": self.split}
 
