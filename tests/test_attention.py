@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokred import attention
+from tokred import attention_map
 from tokred.attention import STATISTICS, attend, measure, plain
 
 B, H, N, D = 2, 3, 37, 8  # of 37 queries, chunks of 16 leave a rest
@@ -57,7 +57,9 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 @pytest.fixture(params=["one chunk", "chunks"])
 def chunks(request, monkeypatch):
     if request.param == "chunks":
-        monkeypatch.setattr(attention, "_CHUNK_ELEMENTS", 1)  # the least chunk: 16 queries
+        monkeypatch.setattr(attention_map, "_CHUNK_ELEMENTS", 1)  # the least chunk: 16 queries
+        monkeypatch.setattr(attention_map, "_IN_PLACE_QUERIES", 16)
+        monkeypatch.setattr(attention_map, "_IN_PLACE_ELEMENTS", 1)  # one head at a time
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -117,16 +119,6 @@ def test_attention_is_fused_unless_a_statistic_needs_the_map(statistics, calls, 
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: seen.append(1) or fused(*a, **k))
     attend(*parts(), scale=SCALE, statistics=statistics)
     assert len(seen) == calls
-
-
-def test_no_product_of_a_chunk_is_larger_than_a_chunk(monkeypatch):
-    monkeypatch.setattr(attention, "_CHUNK_ELEMENTS", 1)
-    seen, weights = [], attention._softmax
-    monkeypatch.setattr(
-        attention, "_softmax", lambda logits, mask: seen.append(logits.shape[2]) or weights(logits, mask)
-    )
-    attend(*parts(), scale=SCALE, statistics=("row_entropy",))
-    assert seen == [16, 16, 5]
 
 
 def test_entropy_is_finite_where_attention_is_exactly_zero():

@@ -1,0 +1,119 @@
+"""vid-TLDR on UMT's video encoder against the limit, a slice to the same tokens, and against the official code.
+
+    python benchmarks/vid_tldr.py                                         UMT-B, 12 frames, [600, 200, 100]
+    python benchmarks/vid_tldr.py --official PATH/TO/vid-TLDR             the official code too, with the same weights
+    python benchmarks/vid_tldr.py --unreduced                             and the speed-up against that of the multiply-adds
+
+PATH is a clone of github.com/mlvlab/vid-TLDR, which needs einops. Random weights: speed does not hang on them. Clips are drawn
+anew for each call. All models take turns in the same rounds, in random order; the limit is timed twice, as a control. Memory
+is the most that the allocator held at once in a forward, parameters and input left out.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+import tokred
+from tokred.timing import interleave, median_interval
+
+SIZES = {"umt_base_patch16_224": (768, 12, 12), "umt_large_patch16_224": (1024, 24, 16)}
+FRAMES = 12
+
+
+class Official(nn.Module):
+    """The official video encoder, with our weights and our order of frames and channels."""
+
+    def __init__(self, path: Path, name: str, r: list[int], weights: dict[str, Tensor]):
+        super().__init__()
+        sys.path.insert(0, str(path / "multi_modality"))
+        from models.backbones.vit.vit import PretrainVisionTransformer  # type: ignore[import-not-found]
+
+        width, depth, heads = SIZES[name]
+        self.model = PretrainVisionTransformer(
+            encoder_embed_dim=width,
+            encoder_depth=depth,
+            encoder_num_heads=heads,
+            num_frames=FRAMES,
+            clip_return_layer=0,
+            vidTLDR_use=True,
+            vidTLDR_r=r + [0] * (depth - len(r)),
+        )
+        self.model.load_state_dict(weights)
+
+    def forward(self, clips_BTCHW: Tensor) -> Tensor:
+        return self.model(clips_BTCHW.transpose(1, 2))[1].squeeze(1)
+
+
+def peak_mib(call: Callable[[], object]) -> float:
+    """From the allocator's own events: the resident size of a process forgets nothing and shares pages."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        call()
+    held = peak = 0
+    assert seen.profiler is not None
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak / 2**20
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="umt_base_patch16_224", choices=SIZES)
+    parser.add_argument("--r", type=int, nargs="+", default=[600, 200, 100])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--official", type=Path)
+    parser.add_argument("--unreduced", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    video = tokred.create_backbone(args.backbone, num_frames=FRAMES).eval()
+    ours = tokred.reduce(video, "vid_tldr", r=args.r).eval()
+    limit = tokred.reduce(video, "oracle_slice", r=args.r).eval()
+    models: dict[str, nn.Module] = {"ours": ours, "limit": limit, "null": limit}
+    if args.official:
+        models["official"] = Official(args.official.resolve(), args.backbone, args.r, video.state_dict()).eval()
+    if args.unreduced:
+        models["unreduced"] = video
+
+    def clips() -> Tensor:
+        return torch.randn(args.batch, *video.sample_shape)
+
+    print(f"{args.backbone}, {args.batch} x {FRAMES} frames, r = {args.r}: tokens {ours.schedule.tokens}")
+    print(f"{args.threads} threads, torch {torch.__version__}; n = {args.rounds} rounds, 95 % intervals")
+    if args.official:
+        given = clips()
+        theirs = models["official"](given)
+        off = float((ours(given) - theirs).abs().max() / theirs.abs().max())
+        print(f"outputs differ from the official ones by {off:.1e} of their largest value")
+    for name, model in models.items():
+        if name != "null":
+            given = clips()
+            print(f"{name:10} holds at most {peak_mib(lambda model=model, given=given: model(given)):.0f} MiB")
+    times = interleave({name: lambda m=model: m(clips()) for name, model in models.items()}, rounds=args.rounds)
+
+    def ratio(a: str, b: str) -> str:
+        middle, low, high = median_interval([x / y for x, y in zip(times[a], times[b], strict=True)])
+        return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+
+    print(f"ours / limit      {ratio('ours', 'limit')}   (at most 1.07 wanted)")
+    print(f"null / limit      {ratio('null', 'limit')}")
+    if args.official:
+        print(f"ours / official   {ratio('ours', 'official')}   (at most 0.55 wanted)")
+    if args.unreduced:
+        predicted = ours.unreduced_cost().macs / ours.cost().macs
+        print(f"unreduced / ours  {ratio('unreduced', 'ours')}   ({predicted:.3f} by multiply-adds)")
+    for name, of_model in times.items():
+        print(f"{name:10} fastest {min(of_model):.0f} ms")
+
+
+if __name__ == "__main__":
+    main()

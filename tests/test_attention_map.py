@@ -1,0 +1,201 @@
+"""The three ways to the map's statistics against the map itself in float64, and what each way may hold and when it is taken."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tokred import attention_map
+from tokred.attention import attend, measure
+from tokred.attention_map import SUMS, in_chunks
+
+B, H, N, D = 2, 12, 650, 16  # three chunks of queries
+SCALE = D**-0.5
+OPTIONS = {
+    "plain": {"bias_BN": None, "valid_BN": None, "biased": True},
+    "biased": {"bias_BN": True, "valid_BN": None, "biased": True},
+    "unbiased": {"bias_BN": True, "valid_BN": None, "biased": False},
+    "unbiased, padded": {"bias_BN": True, "valid_BN": True, "biased": False},
+    "padded": {"bias_BN": None, "valid_BN": True, "biased": False},
+}
+
+
+def drawn(*, dtype=torch.float32, num=N, seed=0):
+    """Queries, keys and values, and of each sample sizes from 1 to 1000 and 50 tokens of padding in the second."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (
+        torch.randn(B, num, 3, H, D, generator=generator).to(dtype).permute(2, 0, 3, 1, 4)
+    )  # as backbones give them
+    bias_BN = torch.rand(B, num, generator=generator) * 6.9
+    valid_BN = torch.ones(B, num, dtype=torch.bool)
+    valid_BN[1, -50:] = False
+    return q, k, v, bias_BN, valid_BN
+
+
+def options(name, bias_BN, valid_BN):
+    wanted = OPTIONS[name]
+    return {
+        "bias_BN": bias_BN if wanted["bias_BN"] else None,
+        "valid_BN": valid_BN if wanted["valid_BN"] else None,
+        "biased": wanted["biased"],
+    }
+
+
+def dense(q, k, v, bias_BN=None, valid_BN=None, biased=True):
+    """Output, row entropy and received of the full map in float64."""
+    logits = torch.einsum("bhqd,bhkd->bhqk", q.double(), k.double()) * SCALE
+    real_BN = torch.ones(q.shape[0], q.shape[2], dtype=torch.float64) if valid_BN is None else valid_BN.double()
+    logits = logits + real_BN.log()[:, None, None]
+    with_bias = logits if bias_BN is None else logits + bias_BN.double()[:, None, None]
+    mean = (with_bias if biased else logits).softmax(-1).mean(1)
+    received = torch.einsum("bqk,bq->bk", mean, real_BN) / real_BN.sum(1, keepdim=True)
+    return with_bias.softmax(-1) @ v.double(), torch.special.xlogy(mean, mean).sum(-1), received
+
+
+def ours(q, k, v, bias_BN=None, valid_BN=None, biased=True):
+    out, attention = attend(
+        q, k, v, scale=SCALE, bias_BN=bias_BN, valid_BN=valid_BN, statistics=SUMS, biased_statistics=biased
+    )
+    return out, attention.row_entropy_BN, attention.received_BN
+
+
+def error(a, b):
+    """The largest difference, as a share of the largest value."""
+    return float((a.double() - b).abs().max() / b.abs().max())
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_in_place_is_exact_to_a_millionth(name):
+    q, k, v, *masks = drawn()
+    found = zip(ours(q, k, v, **options(name, *masks)), dense(q, k, v, **options(name, *masks)), strict=True)
+    assert all(error(a, b) < 1e-6 for a, b in found)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_half_precision_costs_the_statistics_nothing(name):
+    q, k, v, *masks = drawn(dtype=torch.bfloat16)
+    out, *sums = zip(ours(q, k, v, **options(name, *masks)), dense(q, k, v, **options(name, *masks)), strict=True)
+    assert error(*out) < 2**-8  # what bfloat16 rounds the output to
+    assert all(error(a, b) < 1e-6 for a, b in sums)
+
+
+@pytest.mark.parametrize("num", [2, 5, 320, 321])
+def test_any_number_of_tokens_will_do(num):
+    q, k, v, bias_BN, _ = drawn(num=num)
+    given = {"bias_BN": bias_BN, "biased": False}
+    assert all(error(a, b) < 1e-6 for a, b in zip(ours(q, k, v, **given), dense(q, k, v, **given), strict=True))
+
+
+@pytest.mark.parametrize("low", [-70.0, -torch.inf])
+def test_a_bias_too_wide_for_one_softmax_is_exact_too(low):
+    """Where a token without weight outshines all others by exp(200) and more, one softmax would leave the output 0 / 0."""
+    q, k, v, bias_BN, _ = drawn()
+    k = k.contiguous()
+    k[:, :, 7] = q[:, :, 3] * 60
+    bias_BN[0, 7] = low
+    given = {"bias_BN": bias_BN, "biased": False}
+    found = list(zip(ours(q, k, v, **given), dense(q, k, v, **given), strict=True))
+    assert all(a.isfinite().all() for a, _ in found)
+    assert all(error(a, b) < 1e-4 for a, b in found)  # float32 logits of 300 are right to 2e-5
+
+
+def test_the_numbers_of_a_sample_do_not_depend_on_its_batch():
+    q, k, v, bias_BN, _ = drawn()
+    together = ours(q, k, v, bias_BN, biased=False)
+    alone = ours(q[1:], k[1:], v[1:], bias_BN[1:], biased=False)
+    assert all(a[1:].equal(b) for a, b in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_chunks_and_in_place_agree(name):
+    q, k, v, *masks = drawn()
+    out, sums = in_chunks(q, k, v, scale=SCALE, statistics=SUMS, **options(name, *masks))
+    found = (out, *sums.values())
+    assert all(error(a, b.double()) < 1e-6 for a, b in zip(ours(q, k, v, **options(name, *masks)), found, strict=True))
+
+
+def test_statistics_without_output_are_those_with_it():
+    q, k, v, bias_BN, _ = drawn()
+    found = measure(q, k, scale=SCALE, bias_BN=bias_BN, statistics=SUMS).found
+    assert all(found[name].equal(value) for name, value in zip(SUMS, ours(q, k, v, bias_BN)[1:], strict=True))
+
+
+def test_autocast_changes_nothing():
+    q, k, v, bias_BN, _ = drawn()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ours(q, k, v, bias_BN, biased=False)
+    assert all(a.equal(b) for a, b in zip(found, ours(q, k, v, bias_BN, biased=False), strict=True))
+
+
+# What is held, and what is done
+
+
+class _Seen(TorchDispatchMode):
+    """The operations that ran, and the most elements that one of them gave out."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.most = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.names.append(func.__name__)
+        if isinstance(out, torch.Tensor):
+            self.most = max(self.most, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_no_more_than_one_head_of_one_chunk_is_held(with_bias, monkeypatch):
+    monkeypatch.setattr(attention_map, "_IN_PLACE_ELEMENTS", 1)
+    q, k, v, bias_BN, _ = drawn()
+    with _Seen() as seen:
+        ours(q, k, v, bias_BN if with_bias else None, biased=False)
+    assert seen.most <= max(-(-N // 3) * N, v.numel())
+
+
+@pytest.mark.parametrize(("bias", "products"), [(False, 2), (True, 2)])
+def test_output_and_statistics_share_products_and_softmax(bias, products):
+    q, k, v, bias_BN, _ = drawn()
+    with _Seen() as seen:
+        ours(q, k, v, bias_BN if bias else None, biased=False)
+    softmax = sum("softmax" in name for name in seen.names)
+    assert sum("bmm" in name for name in seen.names) == products * softmax
+
+
+def test_a_gradient_is_what_takes_the_way_with_gradients():
+    q, k, v, *_ = drawn()
+    q.requires_grad_()
+    out, found = attend(q, k, v, scale=SCALE, statistics=SUMS)
+    assert out.requires_grad and not found.row_entropy_BN.requires_grad
+    with torch.no_grad():
+        assert not attend(q, k, v, scale=SCALE, statistics=SUMS)[0].requires_grad
+
+
+# Graphs
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_compiled_it_is_one_graph_with_the_same_numbers(name):
+    q, k, v, *masks = drawn()
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    found = zip(compiled(q, k, v, **options(name, *masks)), ours(q, k, v, **options(name, *masks)), strict=True)
+    assert all(a.equal(b) and a.stride() == b.stride() for a, b in found)
+
+
+def test_the_operator_keeps_torchs_rules_for_operators():
+    q, k, v, bias_BN, valid_BN = drawn(num=20)
+    for values, wanted in ((v, (True, True)), (v, (True, False)), (None, (False, True))):
+        args = (q, k, values, SCALE, bias_BN, valid_BN, False, *wanted)
+        torch.library.opcheck(attention_map._operator, args, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_an_exported_program_holds_plain_operations_only():
+    class Layer(torch.nn.Module):
+        def forward(self, q, k, v, bias_BN):
+            return ours(q, k, v, bias_BN, biased=False)
+
+    q, k, v, bias_BN, _ = drawn(num=40)
+    program = torch.export.export(Layer(), (q, k, v, bias_BN))
+    assert not any("tokred" in str(node.target) for node in program.graph.nodes)
+    found = zip(program.module()(q, k, v, bias_BN), dense(q, k, v, bias_BN, biased=False), strict=True)
+    assert all(error(a, b) < 1e-6 for a, b in found)

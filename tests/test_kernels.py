@@ -1,0 +1,196 @@
+"""The Triton kernels: in Triton's interpreter against the map in float64, and on a GPU, where there is one, against the chunks."""
+
+import importlib.util
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tokred.attention_map import SUMS, in_chunks
+
+ROOT = Path(__file__).parents[1]
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+# TRITON_INTERPRET is read where triton is imported: so, another process. The interpreter takes seconds for a case.
+INTERPRETED = """
+import sys
+import torch
+from tests.test_attention_map import SCALE, dense, options
+from tokred.attention_map import _by_kernel
+
+dtype, num, heads, channels, names = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:]
+generator = torch.Generator().manual_seed(0)
+dtype = getattr(torch, dtype)
+q, k, v = torch.randn(2, num, 3, heads, channels, generator=generator).to(dtype).permute(2, 0, 3, 1, 4)
+masks = torch.rand(2, num, generator=generator) * 6.9, torch.ones(2, num, dtype=torch.bool)
+masks[1][1, num // 2 :] = False
+for name in names:
+    given = options(name, *masks)
+    args = (given["bias_BN"], given["valid_BN"], given["biased"], True, True)
+    out_BNHD, *sums = _by_kernel(q, k, v, SCALE, *args)
+    expected = dense(q, k, v, **given)
+    pairs = list(zip((out_BNHD.transpose(1, 2), *sums), expected, strict=True))
+    errors = [float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs]
+    none, *alone = _by_kernel(q, k, None, SCALE, *args)
+    same = none.numel() == 0 and all(torch.allclose(a, b, rtol=1e-6, atol=0) for a, b in zip(alone, sums))
+    print(name, *errors, same, sep=";")
+"""
+ALL = ("plain", "biased", "unbiased", "unbiased, padded", "padded")
+ROUNDING = {"float32": 2e-6, "float16": 2**-10, "bfloat16": 2**-7}  # of the output, weights and values rounded to it
+
+
+def interpreted(dtype, num, heads, channels, names):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED, dtype, str(num), str(heads), str(channels), *names],
+        cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [line.split(";") for line in done.stdout.splitlines()]
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("dtype", "num", "heads", "channels", "names"),
+    [
+        ("float32", 5, 3, 32, ALL),
+        ("bfloat16", 5, 2, 80, ("unbiased, padded",)),
+        ("float16", 64, 2, 64, ("biased",)),
+        pytest.param("float32", 66, 2, 32, ALL, marks=pytest.mark.slow),
+        pytest.param("float32", 33, 2, 80, ("biased", "unbiased, padded"), marks=pytest.mark.slow),
+        pytest.param("float16", 130, 2, 64, ("plain", "unbiased, padded"), marks=pytest.mark.slow),
+        pytest.param("float16", 64, 2, 128, ("biased", "unbiased"), marks=pytest.mark.slow),
+        pytest.param("bfloat16", 130, 3, 80, ("unbiased",), marks=pytest.mark.slow),
+        pytest.param("bfloat16", 5, 2, 128, ALL, marks=pytest.mark.slow),
+    ],
+)
+def test_interpreted_kernels_give_what_the_map_gives(dtype, num, heads, channels, names):
+    lines = interpreted(dtype, num, heads, channels, names)
+    assert [line[0] for line in lines] == list(names)
+    for _, out, entropy, received, same in lines:
+        assert float(out) < ROUNDING[dtype]
+        assert max(float(entropy), float(received)) < 2e-6  # float32 sums, and logits of a few units in exp2
+        assert same == "True"
+
+
+COMPILED = """
+import sys
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from tokred import kernels
+
+of_torch = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+dtype, channels, capability = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+padded = kernels._padded(channels)
+both = {"D": channels, "BLOCK_D": padded, "HAS_SEEN": True, "WIDEN": False}
+of_forward = {"D_V": channels, "BLOCK_V": padded, "HAS_V": True, "HAS_USED": True, "SAME": False}
+for kernel, own, sizes in (
+    (kernels._forward, of_forward, kernels._forward_sizes(of_torch[dtype], channels)),
+    (kernels._reduce, {"HAS_REAL": True}, kernels._reduce_sizes(of_torch[dtype])),
+):
+    options = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
+    constants = both | own | sizes
+    types = dict.fromkeys(("Q", "K", "V", "OUT"), "*" + dtype)
+    types |= dict.fromkeys(("LSE", "USED", "SEEN", "REAL", "ENTROPY", "RECEIVED"), "*fp32") | {"scale": "fp32"}
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
+    program = compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", capability, 32), options=options)
+    print(program.metadata.shared)
+"""
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("dtype", "channels"), [("fp16", 128), ("bf16", 80), ("fp32", 64)])
+def test_kernels_compile_for_ampere_and_hopper_and_fit_their_memory(dtype, channels, capability):
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, dtype, str(channels), str(capability)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(int(shared) <= 99 * 1024 for shared in done.stdout.split())  # of a block, on the smallest of them (8.6)
+
+
+def test_triton_is_not_imported_without_a_gpu():
+    code = "import tokred, sys; tokred.list_methods(); print('tokred.kernels' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+# On a GPU
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def on_gpu(dtype, num, channels, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = torch.randn(2, num, 3, 4, channels, generator=generator).to("cuda", dtype).permute(2, 0, 3, 1, 4)
+    valid_BN = torch.ones(2, num, dtype=torch.bool, device="cuda")
+    valid_BN[1, num // 2 :] = False
+    return q, k, v, (torch.rand(2, num, generator=generator) * 6.9).cuda(), valid_BN
+
+
+@pytest.mark.gpu
+@gpu
+@needs_triton
+@pytest.mark.parametrize("channels", [32, 64, 80, 128])
+@pytest.mark.parametrize("num", [5, 197, 785, 2352])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_kernels_give_what_chunks_give(dtype, num, channels):
+    from tokred.attention_map import _by_kernel
+
+    q, k, v, bias_BN, valid_BN = on_gpu(dtype, num, channels)
+    scale = channels**-0.5
+    for bias, valid, biased in itertools.product((None, bias_BN), (None, valid_BN), (True, False)):
+        out_BNHD, *sums = _by_kernel(q, k, v, scale, bias, valid, biased, True, True)
+        wide = (x.double() for x in (q, k, v))
+        given = {"scale": scale, "bias_BN": bias, "valid_BN": valid, "biased": biased, "statistics": SUMS}
+        expected, found = in_chunks(*wide, **given)
+        largest = float(expected.abs().max())
+        rounding = {torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}[dtype]
+        assert float((out_BNHD.transpose(1, 2) - expected).abs().max()) / largest < rounding
+        for ours, theirs in zip(sums, found.values(), strict=True):
+            assert float((ours - theirs).abs().max() / theirs.abs().max()) < 3e-6
+
+
+@pytest.mark.gpu
+@gpu
+@needs_triton
+def test_attend_on_cuda_takes_the_kernels_and_compiles_to_one_graph(monkeypatch):
+    from tokred import kernels
+    from tokred.attention import attend
+
+    seen, run = [], kernels.attend
+    monkeypatch.setattr(kernels, "attend", lambda *a, **k: seen.append(1) or run(*a, **k))
+    q, k, v, bias_BN, _ = on_gpu(torch.bfloat16, 197, 64)
+
+    def layer():
+        out, found = attend(q, k, v, scale=0.125, bias_BN=bias_BN, statistics=SUMS, biased_statistics=False)
+        return out, found.row_entropy_BN, found.received_BN
+
+    eager, compiled = layer(), torch.compile(layer, fullgraph=True)()
+    assert len(seen) == 2
+    assert all(a.equal(b) for a, b in zip(eager, compiled, strict=True))
+
+
+@pytest.mark.gpu
+@gpu
+@needs_triton
+def test_kernels_give_the_same_bits_each_time():
+    from tokred.attention_map import _by_kernel
+
+    q, k, v, bias_BN, valid_BN = on_gpu(torch.float16, 785, 64)
+    first, second = (_by_kernel(q, k, v, 0.125, bias_BN, valid_BN, False, True, True) for _ in range(2))
+    assert all(a.equal(b) for a, b in zip(first, second, strict=True))
