@@ -20,6 +20,7 @@ from tokred.schedule import Schedule
 
 AIM = 0.0025  # of the budget: where the search ends
 TOLERANCE = 0.02  # of the budget: where the option is a whole number, or the samples are few, no value may come nearer than that
+FINEST = 1e-6  # of the range: where the share jumps over the budget, the search ends at the two sides of the jump
 MOST_TRIES = 24
 
 
@@ -48,13 +49,15 @@ def calibrated(
     num_samples = _num_samples(batches)
     tried = {} if known is None else known
     option, most, least = create({}).knob(backbone.num_tokens)
+    whole = isinstance(most, int) and isinstance(least, int)
 
     def share(value: float) -> float:
+        value = round(value) if whole else value
         if value not in tried:
             tried[value] = mean_share(ReducedModel(backbone, create({option: value}), plan), batches)
         return tried[value]
 
-    _search(share, budget, *_ends(tried, budget, most, least))
+    _search(share, budget, *_ends(tried, budget, most, least), grain=0.5 if whole else FINEST * abs(least - most))
     value = min(tried, key=lambda value: abs(tried[value] - budget))
     reached, model = tried[value], ReducedModel(backbone, create({option: value}), plan)
     if abs(reached / budget - 1) > TOLERANCE:
@@ -97,14 +100,12 @@ def _ends(tried: dict[float, float], budget: float, most: float, least: float) -
     return max(below, key=tried.__getitem__, default=most), min(above, key=tried.__getitem__, default=least)
 
 
-def _search(share: Callable[[float], float], budget: float, most: float, least: float) -> None:
-    """Brent's method between the two ends; every value that ``share`` was asked for is a candidate."""
-    whole = isinstance(most, int) and isinstance(least, int)
+def _search(share: Callable[[float], float], budget: float, most: float, least: float, *, grain: float) -> None:
+    """Brent's method until the ends are ``grain`` apart; every value that ``share`` was asked for is a candidate."""
 
     def miss(value: float) -> float:
-        found = share(round(value) if whole else value)
+        found = share(value)
         return 0.0 if abs(found / budget - 1) <= AIM else found - budget
 
     if miss(most) < 0 < miss(least):
-        grain = 0.5 if whole else 1e-6 * abs(least - most)
         brentq(miss, most, least, xtol=grain, maxiter=MOST_TRIES, disp=False)
