@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import tokred
-from tokred.timing import interleave, median_interval
+from tokred.timing import interleave, speedups
 
 AMOUNTS: dict[str, dict[str, Any]] = {
     "tome": {"r": 13},
@@ -80,8 +80,7 @@ def compare(name: str, vit: nn.Module, args: argparse.Namespace) -> None:
     times = interleave({key: lambda m=model: m(pictures()) for key, model in models.items()}, rounds=args.rounds)
 
     def ratio(a: str, b: str) -> str:
-        middle, low, high = median_interval([x / y for x, y in zip(times[a], times[b], strict=True)])
-        return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+        return "{:.3f} [{:.3f}, {:.3f}]".format(*speedups(times, unreduced=a)[b])
 
     print(f"ours / limit      {ratio('ours', 'limit')}   (at most 1.03 wanted)")
     print(f"null / limit      {ratio('null', 'limit')}")

@@ -41,8 +41,7 @@ def calibrated(
 
     ``create(options)`` makes the method with one option set. Searches between the two ends of ``Method.knob``, between
     which MACs must rise or fall.
-    ``known``: the shares of the values tried so far, to which it adds. Raises BudgetMissed where no value comes
-    within 2 %.
+    ``known``: the shares of the values tried so far, to which it adds. Raises BudgetMissed where none comes within 2 %.
     """
     if not 0 < budget <= 1:
         raise ValueError(f"budget is a share of the unreduced MACs, above 0 and at most 1; got {budget!r}")

@@ -1,7 +1,8 @@
 """Whole rows of a batch, gathered and summed in the forms that torch does fast.
 
 With an index for each row the batch is flattened into one long list, of which torch then copies and adds whole rows: on one CPU
-core ten to thirty times as fast as ``gather`` and ``scatter_add`` with the index expanded to every number.
+core eight to thirteen times as fast as ``gather`` and ``scatter_add_`` with the index expanded to every number
+(``benchmarks/rows.py``).
 
 Dimension key: B batch, N rows now, K rows after, C numbers in a row.
 """
