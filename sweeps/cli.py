@@ -1,4 +1,4 @@
-"""The command line: ``tokred sweep ...`` (in a clone: ``python sweep.py ...``) and ``tokred list``.
+"""The command line: ``tokred sweep ...`` (in a clone: ``python sweep.py ...``), ``tokred profile`` and ``tokred list``.
 
 Exit codes: 0 all cells done (or refused with a reason), 2 the command cannot be understood, 3 some cells failed, 4 all did.
 """
@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +19,7 @@ from tokred.registry import BACKBONES, METHODS, Registry, load_file
 
 USAGE = """\
 usage: tokred sweep [KEY=VALUE ...]   compare methods: accuracy, MACs, speed   (in a clone: python sweep.py [KEY=VALUE ...])
+       tokred profile [KEY=VALUE ...] where the time of each model goes, by layer and part
        tokred list [PATTERN]          methods and backbones, a line each
        tokred list --markdown         the methods in full, as docs/methods.md
 """
@@ -68,12 +69,34 @@ Experiments: experiment=NAME, one of
 
 {plugins}"""
 
+PROFILE_HELP = """\
+tokred profile [KEY=VALUE ...]
+
+Where the time goes: for each model, milliseconds by layer of attention, its statistics, matching, merging and MLP; then its
+speed-up by multiply-adds beside the measured one, and the reduction's share of the time. The words and the models are those
+of `tokred sweep KEY=VALUE ...`, whose --help explains them.
+
+  tokred profile "methods=[vid_tldr]" "backbones=[umt_base_patch16_224]" sizes.num_frames=12 "r=[[600,200,100]]" \\
+      weights=random timing.batch_size=1
+  tokred profile "methods=[tome]" "backbones=[timm/vit_base_patch16_224]" r=13 weights=random
+
+  timing.batch_size   samples in the batch
+  timing.rounds       of the speed-up; 0: only where the time goes
+  data                by default moving shapes, or noise for backbones of another shape
+  out                 a folder for the same numbers as profile.csv; by default nothing is written
+
+  attention    norm, projections, products, residual          statistics   what attention takes longer with them
+  matching     who joins whom (a method's assign)             merging      sums, gathers and all else of the reduction
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``tokred``."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["sweep"]:
         return sweep(words[1:])
+    if words[:1] == ["profile"]:
+        return profile(words[1:])
     if words[:1] == ["list"]:
         return _guarded(lambda: _list(words[1:]))
     print(USAGE, end="", file=sys.stdout if words[:1] in (["--help"], ["-h"], []) else sys.stderr)
@@ -87,7 +110,19 @@ def sweep(words: Sequence[str]) -> int:
     return _guarded(lambda: _sweep(words))
 
 
-def _guarded(command) -> int:
+def profile(words: Sequence[str]) -> int:
+    """``tokred profile``: shows where the time of models goes."""
+    if any(word in ("--help", "-h") for word in words):
+        print(PROFILE_HELP, end="")
+        return 0
+    return _guarded(lambda: _profile(words), stopped="stopped")
+
+
+def _guarded(
+    command: Callable[[], int],
+    *,
+    stopped: str = "stopped; the finished cells are kept: the same command goes on from here",
+) -> int:
     """A user's mistake is one line, not a traceback."""
     try:
         return command()
@@ -98,7 +133,7 @@ def _guarded(command) -> int:
         print(f"error: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the finished cells are kept: the same command goes on from here", file=sys.stderr)
+        print(f"\n{stopped}", file=sys.stderr)
         return 130
 
 
@@ -112,7 +147,7 @@ def _sweep(words: Sequence[str]) -> int:
     config = read_config(words)
     for path in config.plugins:
         load_file(path)
-    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+    console = _console()
     device_of(config)
     data = create_data(**config.data)
     plan = make_plan(config, data)
@@ -130,6 +165,32 @@ def _sweep(words: Sequence[str]) -> int:
     if tally.failed:
         return 4 if tally.done == 0 else 3
     return 0
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+
+
+def _profile(words: Sequence[str]) -> int:
+    from tokred.analysis.rows import write_csv
+    from tokred.sweeps.config import read_config
+    from tokred.sweeps.profile import profiles
+    from tokred.sweeps.profile_table import lines, print_group
+
+    config = read_config(words)
+    for path in config.plugins:
+        load_file(path)
+    console, groups = _console(), []
+    named = any(word.lstrip("+").startswith(("data=", "data.", "experiment=")) for word in words)
+    with console.status("") as status:
+        for group in profiles(config, data_is_named=named, on_model=status.update):
+            print_group(group, console)
+            groups.append(group)
+    if config.out:
+        written = write_csv([line for group in groups for line in lines(group)], Path(config.out) / "profile.csv")
+        _say(console, f"written: {written}")
+    statuses = [model.status for group in groups for model in group.models]
+    return 0 if "failed" not in statuses else 3 if "done" in statuses else 4
 
 
 def _show(store, console: Console) -> None:

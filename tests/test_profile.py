@@ -151,7 +151,7 @@ def test_what_lies_inside_attention_is_found_by_running_it_again(site, statistic
 def test_the_parts_add_up_to_the_forward(site, clock):
     statistics = () if site == "before_attention" else ("map", "received") if site == "attention" else ("received",)
     seen = found(clock, First(clock, site, statistics))
-    assert sum(seen.parts_ms.values()) == pytest.approx(seen.forward_ms)
+    assert sum(seen.parts_ms.values()) == pytest.approx(seen.forward_ms) and seen.sum_share == pytest.approx(1)
 
 
 def test_the_share_is_that_of_statistics_matching_and_merging(clock):

@@ -18,7 +18,7 @@ import copy
 import math
 import statistics as averages
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -43,7 +43,8 @@ class Profile:
     """Medians over rounds, in milliseconds for the batch.
 
     ``layers_ms[l]``: by ``LAYER_PARTS``. ``tokens[l]`` left layer l, padding included. ``forward_ms``: of the model without a
-    stopwatch, in the same rounds. ``reduction_share``: of statistics, matching and merging in the sum of the parts.
+    stopwatch, in the same rounds, of which the parts add up to ``sum_share``. ``reduction_share``: of statistics, matching and
+    merging in the sum of the parts.
     """
 
     tokens: tuple[int, ...]
@@ -51,6 +52,7 @@ class Profile:
     layers_ms: tuple[dict[str, float], ...]
     head_ms: float
     forward_ms: float
+    sum_share: float
     reduction_share: float
 
     @property
@@ -81,7 +83,8 @@ def profiled(model: ReducedModel, inputs: Tensor, *, rounds: int = 10) -> Profil
         tuple({part: median(part, layer) for part in LAYER_PARTS} for layer in range(len(tokens))),
         median("head"),
         median("forward"),
-        averages.median(_reduction_share(times_ms) for times_ms in found),
+        averages.median(_sum(times_ms, PARTS) / _sum(times_ms, ["forward"]) for times_ms in found),
+        averages.median(_sum(times_ms, REDUCTION) / _sum(times_ms, PARTS) for times_ms in found),
     )
 
 
@@ -94,9 +97,8 @@ def _round(model: ReducedModel, inputs: Tensor, number: int) -> "dict[tuple[int 
     return watch.times_ms()
 
 
-def _reduction_share(times_ms: "dict[tuple[int | None, str], float]") -> float:
-    of_parts = sum(time_ms for (_, part), time_ms in times_ms.items() if part != "forward")
-    return sum(time_ms for (_, part), time_ms in times_ms.items() if part in REDUCTION) / of_parts
+def _sum(times_ms: "dict[tuple[int | None, str], float]", parts: Collection[str]) -> float:
+    return sum(time_ms for (_, part), time_ms in times_ms.items() if part in parts)
 
 
 @dataclass(frozen=True)
