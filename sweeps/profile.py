@@ -45,7 +45,7 @@ class ModelProfile:
 
 @dataclass(frozen=True)
 class GroupProfile:
-    """The models of one backbone, the unreduced one first. ``null``: it against itself."""
+    """The models of one backbone, the unreduced one first. ``null``: it against itself, and ``verdict`` on that."""
 
     backbone: str
     weights: str
@@ -54,6 +54,7 @@ class GroupProfile:
     device: str
     models: tuple[ModelProfile, ...]
     null: Ratio | None = None
+    verdict: str = ""
 
 
 class Noise(DataSource):
@@ -130,6 +131,7 @@ def _of_group(group: Group, config: SweepConfig, data: DataSource, on_model: Cal
         device,
         tuple(replace(of_model, measured=speedups.get(of_model.label)) for of_model in found),
         speedups.get(timing.NULL),
+        timing.verdict(speedups[timing.NULL]) if speedups else "",
     )
 
 

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tokred import timing
 from tokred.analysis.rows import plain
 from tokred.profile import LAYER_PARTS, Profile
 from tokred.sweeps.profile import GroupProfile, ModelProfile
@@ -142,11 +141,10 @@ def _speedups(group: GroupProfile) -> Table:
 def _notes(group: GroupProfile) -> list[str]:
     if group.null is None:
         return ["Speed-up was not measured."]
-    said = timing.verdict(group.null)
     middle, low, high = group.null
     return [
         "Reduction: statistics, matching and merging, in the sum of the parts. Without it: that share of the time taken off.",
-        f"Timing: {said}; the unreduced model against itself comes out as {middle:.3f} [{low:.3f}, {high:.3f}].",
+        f"Timing: {group.verdict}; the unreduced model against itself comes out as {middle:.3f} [{low:.3f}, {high:.3f}].",
     ]
 
 

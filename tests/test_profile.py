@@ -7,7 +7,7 @@ import torch
 
 from tokred import Assignment, Backbone, Method, Schedule, Tokens, Widths, create_backbone, profile
 from tokred.attention import Attention
-from tokred.profile import LAYER_PARTS, profiled
+from tokred.profile import LAYER_PARTS, profiled, reduction_share
 from tokred.reduced import ReducedModel
 from tokred.testing import TINY
 
@@ -159,6 +159,12 @@ def test_the_share_is_that_of_statistics_matching_and_merging(clock):
     assert seen.reduction_share == pytest.approx((STATISTIC + ASSIGN + REDUCE) / seen.forward_ms)
 
 
+def test_the_share_alone_is_the_same(clock):
+    model = ReducedModel(Known(clock), First(clock, statistics=("received",)), Schedule(6, (4, 4), (4, 4), "by hand"))
+    share = profiled(model, torch.rand(2, 3, 2, 3)).reduction_share
+    assert reduction_share(model, torch.rand(2, 3, 2, 3)) == pytest.approx(share)
+
+
 def test_an_unreduced_model_has_no_reduction(clock):
     seen = found(clock, First(clock, statistics=("received",)), tokens=(6, 6))
     assert seen.reduction_share == 0 and seen.tokens == (6, 6)
@@ -218,7 +224,7 @@ def test_the_model_stays_as_it_was(clock):
 
 def test_the_model_on_the_stopwatch_computes_what_it_does_without(clock):
     model, inputs = real(clock), torch.rand(2, 3, 32, 32)
-    watch = profile._Stopwatch(on_cuda=False, turn=0)
+    watch = profile._Stopwatch("cpu", turn=0)
     assert torch.equal(profile._Timed(model, watch)(inputs), model(inputs))
 
 

@@ -173,7 +173,7 @@ def group():
         ModelProfile("none", "done", "", nothing, 100, 1.0),
         ModelProfile("tome r 20", "done", "", MADE_UP, 100, 1.6, (1.05, 1.0, 1.1)),
     )
-    return GroupProfile("some_vit", "random", "noise", 4, "cpu", models, (1.01, 0.99, 1.02))
+    return GroupProfile("some_vit", "random", "noise", 4, "cpu", models, (1.01, 0.99, 1.02), "ok")
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -35,6 +36,7 @@ LAYER_PARTS = ("attention", "statistics", "matching", "merging", "mlp")
 PARTS = ("embedding", *LAYER_PARTS, "head")
 REDUCTION = ("statistics", "matching", "merging")  # the parts that the unreduced model has not
 MIN_MS = 200.0  # of measured time: models that are quicker than that are run in more rounds
+Times = dict[tuple[int | None, str], float]  # milliseconds by layer, None where it is in none, and part
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -68,11 +70,9 @@ def profiled(model: ReducedModel, inputs: Tensor, *, rounds: int = 10) -> Profil
 
     On CUDA the times are those of the device, from events, without waiting for it between the parts.
     """
-    if inputs.device.type not in ("cpu", "cuda"):
-        raise ValueError(f"parts are timed on the CPU and on CUDA; the inputs are on {inputs.device.type}")
-    tokens, warm = model.trace(inputs).tokens, _round(model, inputs, 0)
-    num = max(rounds, math.ceil(MIN_MS / max(sum(warm.values()), MIN_MS / 1000)))
-    found = [_round(model, inputs, number) for number in range(num)]
+    _check(inputs)
+    tokens = model.trace(inputs).tokens
+    found = _repeated(partial(_round, model, inputs), rounds)
 
     def median(part: str, layer: int | None = None) -> float:
         return averages.median(times_ms.get((layer, part), 0.0) for times_ms in found)
@@ -84,20 +84,51 @@ def profiled(model: ReducedModel, inputs: Tensor, *, rounds: int = 10) -> Profil
         median("head"),
         median("forward"),
         averages.median(_sum(times_ms, PARTS) / _sum(times_ms, ["forward"]) for times_ms in found),
-        averages.median(_sum(times_ms, REDUCTION) / _sum(times_ms, PARTS) for times_ms in found),
+        _reduction_share(found),
     )
 
 
-def _round(model: ReducedModel, inputs: Tensor, number: int) -> "dict[tuple[int | None, str], float]":
-    """Milliseconds of each layer and part, and of the whole without a stopwatch: first or last, by turns."""
-    watch = _Stopwatch(on_cuda=inputs.device.type == "cuda", turn=number % 2)
-    runs = [lambda: _Timed(model, watch)(inputs), lambda: watch.clocked("forward", lambda: model(inputs))]
-    for run in runs[:: 1 if watch.turn else -1]:
-        run()
+@torch.inference_mode()
+def reduction_share(model: ReducedModel, inputs: Tensor, *, rounds: int = 3) -> float:
+    """What ``profiled`` calls so, in half the time."""
+    _check(inputs)
+    return _reduction_share(_repeated(partial(_parts, model, inputs), rounds))
+
+
+def _check(inputs: Tensor) -> None:
+    if inputs.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"parts are timed on the CPU and on CUDA; the inputs are on {inputs.device.type}")
+
+
+def _repeated(run: Callable[[int], Times], rounds: int) -> list[Times]:
+    """``run`` gets 0 and 1 by turns."""
+    warm_ms = sum(run(0).values())
+    num = max(rounds, math.ceil(MIN_MS / max(warm_ms, MIN_MS / 1000)))
+    return [run(number % 2) for number in range(num)]
+
+
+def _round(model: ReducedModel, inputs: Tensor, turn: int) -> Times:
+    """The parts, and the whole without a stopwatch: first or last, by turns."""
+    whole = _Stopwatch(inputs.device.type, turn)
+    if turn:
+        whole.clocked("forward", lambda: model(inputs))
+    parts_ms = _parts(model, inputs, turn)
+    if not turn:
+        whole.clocked("forward", lambda: model(inputs))
+    return parts_ms | whole.times_ms()
+
+
+def _parts(model: ReducedModel, inputs: Tensor, turn: int) -> Times:
+    watch = _Stopwatch(inputs.device.type, turn)
+    _Timed(model, watch)(inputs)
     return watch.times_ms()
 
 
-def _sum(times_ms: "dict[tuple[int | None, str], float]", parts: Collection[str]) -> float:
+def _reduction_share(found: Sequence[Times]) -> float:
+    return averages.median(_sum(times_ms, REDUCTION) / _sum(times_ms, PARTS) for times_ms in found)
+
+
+def _sum(times_ms: Times, parts: Collection[str]) -> float:
     return sum(time_ms for (_, part), time_ms in times_ms.items() if part in parts)
 
 
@@ -114,7 +145,7 @@ class _Step:
 class _Stopwatch:
     """What runs from which moment on; inside of a step that of another is no longer its own. ``turn``: 0 or 1, by rounds."""
 
-    on_cuda: bool
+    device: str
     turn: int
     _running: list[_Step] = field(default_factory=list)
     _marks: list[tuple[_Step | None, Any]] = field(default_factory=list)
@@ -136,21 +167,21 @@ class _Stopwatch:
             return call()
 
     def _mark(self) -> None:
-        if self.on_cuda:
+        if self.device == "cuda":
             now: Any = torch.cuda.Event(enable_timing=True)
             now.record()
         else:
             now = time.perf_counter()
         self._marks.append((self._running[-1] if self._running else None, now))
 
-    def times_ms(self) -> dict[tuple[int | None, str], float]:
-        if self.on_cuda:
+    def times_ms(self) -> Times:
+        if self.device == "cuda":
             torch.cuda.synchronize()
-        found: dict[tuple[int | None, str], float] = {}
+        found: Times = {}
         for (step, start), (_, end) in zip(self._marks, self._marks[1:]):
             if step is None:
                 continue
-            time_ms = start.elapsed_time(end) if self.on_cuda else (end - start) * 1e3
+            time_ms = start.elapsed_time(end) if self.device == "cuda" else (end - start) * 1e3
             for part, sign in ((step.part, 1), (step.within, -1)):
                 if part is not None:
                     found[step.layer, part] = found.get((step.layer, part), 0.0) + sign * time_ms
