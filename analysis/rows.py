@@ -43,8 +43,9 @@ class Row:
     several samples share one. ``difference`` is to the unreduced model, on the samples that both have. ``layers`` are those to
     which tokens were restricted, if they were; ``budget`` is the share of the MACs that was asked for, if one was.
     ``num_tokens`` leave the last layer; where that differs by sample, their mean, with standard deviation and 95th percentile
-    over the samples, and ``gmacs_padded`` is what a sample costs in its batch, padded to the longest. ``resolution`` is how
-    far the speed-up of the model over itself may lie from 1. Texts are one line without control characters.
+    over the samples, and ``gmacs_padded`` is what a sample costs in its batch, padded to the longest. ``reduction_time_share``
+    is what the method itself takes of the time; ``resolution`` is how far the speed-up of the model over itself may lie from 1.
+    Texts are one line without control characters.
     """
 
     backbone: str
@@ -76,6 +77,7 @@ class Row:
     speedup: float | None = None
     speedup_low: float | None = None
     speedup_high: float | None = None
+    reduction_time_share: float | None = None
     verdict: str = ""
     resolution: float | None = None
     num_seeds: int = 1
@@ -247,6 +249,7 @@ def _speed(cell: list[Record], timings: dict[str, Timing]) -> dict[str, Any]:
         if record.cell["method"] == "none":
             return about | {"speedup": 1.0}
         if record.key in timing.speedup:
+            about["reduction_time_share"] = timing.reduction_time_share.get(record.key)
             return about | _spread(Estimate(*timing.speedup[record.key]), "speedup", "speedup_")
     return {}
 

@@ -142,8 +142,10 @@ _COLUMNS = {
     "tokens": _Column("tokens\nleft", _number("{:.4g}".format, "num_tokens")),
     "speedup": _Column("speed-up\nx [95 %]", _bracketed(_ratio, "speedup", "speedup_")),
     "speedup_alone": _Column("speed-up\nx", _number(_ratio, "speedup")),
+    "reduction": _Column("reduction\n% of time", _number(_percent, "reduction_time_share")),
 }
 _IF_NARROW = (  # what goes first where the table is too wide, what stands for it, and what a note calls it
+    ("reduction", None, "the reduction's share of the time"),
     ("tokens", None, "tokens left"),
     ("gmacs", None, "GMACs"),
     ("speedup", "speedup_alone", "intervals of the speed-up"),
@@ -174,6 +176,8 @@ def _with_content(done: Sequence[Row]) -> list[str]:
     empty = {"value_alone", "difference_alone", "speedup_alone"}
     if all(row.speedup is None for row in done):
         empty.add("speedup")
+    if all(row.reduction_time_share is None for row in done):
+        empty.add("reduction")
     if all(row.num_seeds == 1 for row in done):
         empty.add("seeds")
     if len(_shapes(done)) < 2:
@@ -301,7 +305,10 @@ def _timing_notes(done: Sequence[Row]) -> list[str]:
     timed = grouped((row for row in done if row.verdict), lambda row: (row.backbone, row.verdict, row.resolution))
     if not timed and done:
         return ["Speed was not measured."]
-    return [_timing_note(same[0]) for same in timed]
+    notes = [_timing_note(same[0]) for same in timed]
+    if any(row.reduction_time_share is not None for row in done):
+        notes.append("Reduction % of time: what the method itself takes, statistics of the attention included.")
+    return notes
 
 
 def _timing_note(row: Row) -> str:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokred import ReducedModel, timing
 from tokred.data import DataSource
 from tokred.lit import EvaluationData, autocast
+from tokred.profile import reduction_share
 from tokred.record import Store, Timing, key_of, write_json
 from tokred.sweeps.accuracy import Bench, passes, run_pass
 from tokred.sweeps.conditions import conditions_of, device_of
@@ -109,7 +110,7 @@ def _time(cells: Sequence[Cell], bench: Bench, progress: Progress, title: str) -
     backbone, config = bench.backbone, bench.config
     device = device_of(config)
     inputs = _one_batch(bench.samples, backbone.sample_shape, config.timing.batch_size).to(device)
-    models: dict[str, torch.nn.Module] = {timing.UNREDUCED: backbone, timing.NULL: backbone}
+    models: dict[str, Any] = {timing.UNREDUCED: backbone, timing.NULL: backbone}
     for cell in cells:
         assert cell.schedule is not None
         models[cell.key] = ReducedModel(
@@ -124,6 +125,7 @@ def _time(cells: Sequence[Cell], bench: Bench, progress: Progress, title: str) -
             rounds=config.timing.rounds,
             on_round=lambda: progress.advance(task),
         )
+        shares = {name: reduction_share(model, inputs) for name, model in models.items() if model is not backbone}
     ratios = timing.speedups(times_ms)
     bench.store.add_timing(
         Timing(
@@ -134,6 +136,7 @@ def _time(cells: Sequence[Cell], bench: Bench, progress: Progress, title: str) -
             ratios,
             timing.verdict(ratios[timing.NULL]),
             conditions_of(config),
+            reduction_time_share=shares,
         )
     )
 

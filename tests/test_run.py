@@ -446,6 +446,13 @@ def test_a_timing_holds_a_time_for_every_round_and_a_verdict(quick, weights, tmp
     assert found.batch_size == 2 and found.verdict in ("ok", "noisy") and len(found.speedup) == 2
 
 
+def test_a_timing_holds_what_the_reduction_takes_of_each_cells_time(quick, weights, tmp_path):
+    ran = Run(tmp_path, weights, "methods=tome", "timing.rounds=20", "timing.batch_size=2")
+    (found,) = ran.store.all_timings()
+    assert list(found.reduction_time_share) == [ran.cells[1].key]
+    assert 0 < found.reduction_time_share[ran.cells[1].key] < 1
+
+
 def test_a_timing_needs_no_more_clips_than_there_are(quick, weights, tmp_path):
     (found,) = Run(tmp_path, weights, "methods=tome", "timing.rounds=20", "timing.batch_size=20").store.all_timings()
     assert found.batch_size == 20 > NUM_CLIPS

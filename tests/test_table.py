@@ -213,6 +213,19 @@ def test_a_speedup_comes_from_the_timing_and_the_unreduced_model_is_one(tmp_path
     assert (row.speedup, row.speedup_low, row.speedup_high) == pytest.approx((1.8, 1.8 * 0.995, 1.8 * 1.005))
 
 
+def test_the_reductions_share_of_the_time_comes_from_the_timing(tmp_path):
+    run = new_run(tmp_path)
+    run.add("none")
+    key = run.add("tome", share=0.5)
+    run.time({key: 1.8})
+    (timing,) = run.store.all_timings()
+    run.store.add_timing(replace(timing, reduction_time_share={key: 0.256}))
+    table = rows(run.finish())
+    assert [row.reduction_time_share for row in table] == [None, 0.256]
+    (line,) = [line for line in printed(table, 160).splitlines() if line.startswith("tome")]
+    assert line.split()[-1] == "25.6"
+
+
 @pytest.mark.parametrize(
     ("schedule", "label"),
     [

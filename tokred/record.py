@@ -51,6 +51,7 @@ class Timing:
     ``times_ms``: key -> a time per round; ``unreduced`` and ``null`` name the two entries that are the same model.
     ``speedup``: key -> (median, low, high) of the ratio unreduced / cell within rounds, 95 % interval.
     ``verdict``: "ok", or "noisy" where the model timed against itself shows more than 3 %.
+    ``reduction_time_share``: key -> what of its time statistics, matching and merging take (``tokred.profile``).
     """
 
     name: str
@@ -62,6 +63,7 @@ class Timing:
     conditions: dict[str, Any] = field(default_factory=dict)
     unreduced: str = "unreduced"
     null: str = "null"
+    reduction_time_share: dict[str, float] = field(default_factory=dict)
     schema: int = SCHEMA
 
 
