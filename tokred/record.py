@@ -132,7 +132,7 @@ class Store:
         return [record for key in self.plan()["keys"] if (record := self.get(key)) is not None]
 
     def plan(self) -> dict[str, Any]:
-        """Of the latest sweep: ``keys``, the cells in order, and ``timings``, its [mode, batch size] pairs, the headline first."""
+        """Of the latest sweep: ``keys``, the cells in order, and ``timings``, [mode, batch size] pairs, the headline first."""
         return read_json(self.folder / "plan.json")
 
     def predictions_path(self, key: str) -> Path:
@@ -150,7 +150,7 @@ class Store:
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
-    """Written whole or not at all; without ``indent`` on one line. Raises ValueError on NaN and infinities, which are not JSON."""
+    """Written whole or not at all; without ``indent`` on one line. Raises ValueError on NaN and infinities: they are not JSON."""
     text = json.dumps(content, indent=indent, separators=None if indent else (",", ":"), allow_nan=False)
     _write_whole(path, lambda file: file.write(text.encode()))
 
