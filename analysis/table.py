@@ -326,7 +326,11 @@ def _timing_note(same: Sequence[Row]) -> str:
     """Of rows that were timed together."""
     first = same[0]
     noisy = any(row.verdict == "noisy" for row in same)
-    least = "" if first.resolution is None else f"; speed differences under {_percent(first.resolution)} % are below resolution"
+    least = (
+        ""
+        if first.resolution is None
+        else f"; speed differences under {_percent(first.resolution)} % are below resolution"
+    )
     return f"Timing of {first.backbone}, {_setting(first)}: {'noisy' if noisy else 'ok'}{least}."
 
 

@@ -61,7 +61,7 @@ Data: data=NAME data.KEY=VALUE
 {sets}
 
 Speed, beside the unreduced model in the same rounds: timing.rounds=20 (0: none)
-  timing.batch_size   timing.batch_size=[1,8,32]: each is the same for all models, and dropped for all where one runs out of memory
+  timing.batch_size   timing.batch_size=[1,8,32]: the same for all models, and dropped for all where one runs out of memory
   timing.modes        eager, compiled (torch.compile, one graph), cuda_graph; ratios are to the unreduced model in the same mode
                       The table shows the first mode and batch size; timings.csv all of them, with latency and peak memory
 

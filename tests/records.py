@@ -98,7 +98,15 @@ class Run:
         for key, ratio in speedup.items():
             models[key] = timed(ratio, verdict if abs(ratio - 1) > noise else "below resolution")
         timing = Timing(
-            f"{backbone}-{mode}-{batch_size}", backbone, batch_size, mode, 0, models, noise, left_out or {}, {"threads": 1}
+            f"{backbone}-{mode}-{batch_size}",
+            backbone,
+            batch_size,
+            mode,
+            0,
+            models,
+            noise,
+            left_out or {},
+            {"threads": 1},
         )
         self.store.add_timing(timing)
         return timing

@@ -595,7 +595,9 @@ def test_the_table_shows_the_mode_that_was_named_first(compiled):
 
 def test_cuda_graphs_without_a_device_are_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="timing.modes=cuda_graph needs CUDA; on a CPU the modes are eager and compiled"):
+    with pytest.raises(
+        ValueError, match="timing.modes=cuda_graph needs CUDA; on a CPU the modes are eager and compiled"
+    ):
         device_of(read_config(["timing.modes=[eager,cuda_graph]"]))
 
 

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from tests.records import NUM_SAMPLES, full_run, new_run
 from tokred.analysis.rows import Row, rows, write_csv
-from tokred.analysis.statistics import accuracy_over_seeds
 from tokred.analysis.speeds import speeds
+from tokred.analysis.statistics import accuracy_over_seeds
 from tokred.analysis.table import print_left_out, print_metrics, print_table
 from tokred.record import NULL, Record, wilson
 
@@ -320,7 +320,9 @@ def test_what_was_not_timed_is_said_with_its_reason(tmp_path):
     run.add("none")
     tome, ats = run.add("tome", share=0.5), run.add("ats", share=0.5)
     run.time({tome: 1.5}, mode="compiled", left_out={ats: "it has no one graph"})
-    dropped = replace(run.time({}, batch_size=64), models={}, left_out=dict.fromkeys((NULL, tome, ats), "out of memory"))
+    dropped = replace(
+        run.time({}, batch_size=64), models={}, left_out=dict.fromkeys((NULL, tome, ats), "out of memory")
+    )
     run.store.add_timing(dropped)
     file = io.StringIO()
     print_left_out(speeds(run.finish()), Console(file=file, width=120))

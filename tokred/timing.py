@@ -166,7 +166,7 @@ def control(null: Interval) -> str:
 
 
 def verdict(speedup: Interval, null: Interval) -> str:
-    """"below resolution" for a difference no larger than the null control shows, else whether that is "ok" or "noisy"."""
+    """ "below resolution" for a difference no larger than the null control shows, else whether that is "ok" or "noisy"."""
     return "below resolution" if abs(speedup[0] - 1) <= resolution(null) else control(null)
 
 
