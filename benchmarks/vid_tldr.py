@@ -11,14 +11,14 @@ is the most that the allocator held at once in a forward, parameters and input l
 
 import argparse
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import tokred
+from tokred.memory import peak_memory
 from tokred.timing import interleave, median_interval
 
 SIZES = {"umt_base_patch16_224": (768, 12, 12), "umt_large_patch16_224": (1024, 24, 16)}
@@ -47,19 +47,6 @@ class Official(nn.Module):
 
     def forward(self, clips_BTCHW: Tensor) -> Tensor:
         return self.model(clips_BTCHW.transpose(1, 2))[1].squeeze(1)
-
-
-def peak_mib(call: Callable[[], object]) -> float:
-    """From the allocator's own events: the resident size of a process forgets nothing and shares pages."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        call()
-    held = peak = 0
-    assert seen.profiler is not None
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak / 2**20
 
 
 @torch.inference_mode()
@@ -96,8 +83,9 @@ def main() -> None:
         print(f"outputs differ from the official ones by {off:.1e} of their largest value")
     for name, model in models.items():
         if name != "null":
-            given = clips()
-            print(f"{name:10} holds at most {peak_mib(lambda model=model, given=given: model(given)):.0f} MiB")
+            call = partial(model, clips())
+            call()
+            print(f"{name:10} holds at most {peak_memory(call, 'cpu').held_mib:.0f} MiB")
     times = interleave({name: lambda m=model: m(clips()) for name, model in models.items()}, rounds=args.rounds)
 
     def ratio(a: str, b: str) -> str:

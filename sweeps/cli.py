@@ -61,9 +61,13 @@ Data: data=NAME data.KEY=VALUE
 {data}  or a published set, in the folder data.root=FOLDER:
 {sets}
 
+Speed, beside the unreduced model in the same rounds: timing.rounds=20 (0: none)
+  timing.batch_size   timing.batch_size=[1,8,32]: the same for all models, and dropped for all where one runs out of memory
+  timing.modes        eager, compiled (torch.compile, one graph), cuda_graph; ratios are to the unreduced model in the same mode
+                      The table shows the first mode and batch size; timings.csv all of them, with latency and peak memory
+
 Others: batch_size, workers (processes that read data ahead), cells_per_pass (that share one reading of the data), device (auto,
-  cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), timing.rounds (0: none), timing.batch_size, allow_clip, out (run folder),
-  plugins (Python files of your own)
+  cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), allow_clip, out (run folder), plugins (Python files of your own)
 Experiments: experiment=NAME, one of
 {experiments}
 
@@ -197,15 +201,19 @@ def _show(store, console: Console) -> None:
     from tokred.analysis.heatmap import save_heatmaps
     from tokred.analysis.pareto import save_pareto
     from tokred.analysis.rows import rows, write_csv
-    from tokred.analysis.table import print_metrics, print_table
+    from tokred.analysis.speeds import speeds
+    from tokred.analysis.table import print_left_out, print_metrics, print_table
 
-    found, every = rows(store), rows(store, every_metric=True)
+    found, every, timed = rows(store), rows(store, every_metric=True), speeds(store)
     print_metrics(every, console)
     print_table(found, console)
+    print_left_out(timed, console)
     _name_broken(store, console)
     written = [write_csv(found, store.folder / "results.csv")]
     if len(every) > len(found):
         written.append(write_csv(every, store.folder / "metrics.csv"))
+    if timed:
+        written.append(write_csv(timed, store.folder / "timings.csv"))
     figures = [*save_pareto(found, store.folder), *save_heatmaps(found, store.folder)]
     written += [path for path in figures if path.suffix != ".csv"]
     _say(console, "written: " + ", ".join(str(path) for path in written))

@@ -5,7 +5,7 @@ no data is named and moving shapes have not the backbone's shape, that is noise:
 counts differ by sample, and such a method is refused then.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -18,15 +18,14 @@ from tokred import ReducedModel, timing
 from tokred.data import DataSource, Preprocess, create_data
 from tokred.lit import EvaluationData, autocast
 from tokred.profile import Profile, profiled
-from tokred.record import Store
+from tokred.record import NULL, Store
 from tokred.registry import METHODS
 from tokred.sweeps.accuracy import Bench, reduced_model
 from tokred.sweeps.conditions import device_of
 from tokred.sweeps.config import SweepConfig
 from tokred.sweeps.plan import Cell, Group, build_backbone, build_task, make_plan
+from tokred.sweeps.speed import one_batch
 from tokred.tasks.task import reason_of
-
-Ratio = tuple[float, float, float]  # median, low, high
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class ModelProfile:
     profile: Profile | None = None
     num_input_tokens: int = 0
     by_macs: float | None = None
-    measured: Ratio | None = None
+    measured: timing.Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class GroupProfile:
     batch_size: int
     device: str
     models: tuple[ModelProfile, ...]
-    null: Ratio | None = None
+    null: timing.Interval | None = None
     verdict: str = ""
 
 
@@ -97,12 +96,12 @@ def profiles(
 
 def _default_data(config: SweepConfig) -> DataSource:
     """Moving shapes where the backbone takes them, else noise; no more than a batch."""
-    data = create_data(**config.data | {"num_clips": config.timing.batch_size})
+    data = create_data(**config.data | {"num_clips": _batch_size(config)})
     backbone = build_backbone(config, data, config.backbones[0], config.weights[0])
     try:
         data.check_shape(backbone.sample_shape)
     except ValueError:
-        return Noise(config.timing.batch_size)
+        return Noise(_batch_size(config))
     return data
 
 
@@ -111,9 +110,9 @@ def _of_group(group: Group, config: SweepConfig, data: DataSource, on_model: Cal
     backbone = build_backbone(config, data, group.backbone, group.weights).to(device)
     samples = EvaluationData(data, backbone, batch_size=config.batch_size, num_workers=config.workers)
     bench = Bench(group, backbone, build_task(config, data, backbone), samples, config, Store("."))  # nothing is stored
-    inputs = _one_batch(samples, backbone.sample_shape, config.timing.batch_size).to(device)
+    inputs = one_batch(samples, backbone.sample_shape, _batch_size(config)).to(device)
     found: list[ModelProfile] = []
-    models: dict[str, nn.Module] = {timing.UNREDUCED: backbone, timing.NULL: backbone}
+    models: dict[str, nn.Module] = {NULL: backbone}
     with autocast(device, config.precision):
         for cell in group.cells:
             on_model(cell.label)
@@ -122,7 +121,7 @@ def _of_group(group: Group, config: SweepConfig, data: DataSource, on_model: Cal
             if model is not None and cell is not group.cells[0]:
                 models[cell.label] = model
         on_model("speed-up")
-        speedups = _speedups(models, inputs, config.timing.rounds) if len(models) > 2 and config.timing.rounds else {}
+        speedups = _speedups(models, inputs, config.timing.rounds) if len(models) > 1 and config.timing.rounds else {}
     return GroupProfile(
         group.backbone,
         group.weights,
@@ -130,8 +129,8 @@ def _of_group(group: Group, config: SweepConfig, data: DataSource, on_model: Cal
         len(inputs),
         device,
         tuple(replace(of_model, measured=speedups.get(of_model.label)) for of_model in found),
-        speedups.get(timing.NULL),
-        timing.verdict(speedups[timing.NULL]) if speedups else "",
+        speedups.get(NULL),
+        timing.control(speedups[NULL]) if speedups else "",
     )
 
 
@@ -152,15 +151,18 @@ def _of_cell(cell: Cell, bench: Bench, inputs: Tensor) -> tuple[ReducedModel | N
     return model, ModelProfile(cell.label, "done", "", profile, cell.schedule.num_input_tokens, by_macs)
 
 
-def _speedups(models: dict[str, nn.Module], inputs: Tensor, rounds: int) -> dict[str, Ratio]:
+def _speedups(models: dict[str, nn.Module], inputs: Tensor, rounds: int) -> dict[str, timing.Interval]:
+    runs = {name: partial(model, inputs) for name, model in models.items()}
     with torch.inference_mode():
-        runs = {name: timing.synchronised(partial(model, inputs), inputs.device.type) for name, model in models.items()}
-        return timing.speedups(timing.interleave(runs, rounds=rounds))
+        found = timing.beside(runs[NULL], runs, rounds=rounds, block=timing.block_on(inputs.device.type))
+    return {name: times.speedup() for name, times in found.items()}
 
 
-def _one_batch(samples: EvaluationData, shape: Sequence[int], size: int) -> Tensor:
-    """``size`` inputs from the data, the first ones again where there are fewer; of several views of a sample each is one."""
-    found = [one for inputs in samples.first_inputs(size) for one in inputs.reshape(-1, *shape)]
-    if not found:
-        raise ValueError(f"none of the samples of {samples.source.name} can be read")
-    return torch.stack([found[place % len(found)] for place in range(size)])
+def _batch_size(config: SweepConfig) -> int:
+    sizes, modes = config.timing.batch_size, config.timing.modes
+    if len(sizes) != 1 or modes != ["eager"]:
+        given = f"timing.batch_size={sizes} and timing.modes={modes}"
+        raise ValueError(
+            f"a profile is of one batch size, and of eager models, whose parts can be told apart; got {given}"
+        )
+    return sizes[0]

@@ -145,6 +145,7 @@ def _notes(group: GroupProfile) -> list[str]:
     return [
         "Reduction: statistics, matching and merging, in the sum of the parts. Without it: that share of the time taken off.",
         f"Timing: {group.verdict}; the unreduced model against itself comes out as {middle:.3f} [{low:.3f}, {high:.3f}].",
+        "Milliseconds hold for their own table and moment; models are compared by their speed-ups.",
     ]
 
 

@@ -130,6 +130,12 @@ def test_a_method_that_raises_is_named_and_the_others_go_on(ran, tmp_path):
     assert "tome r 8, milliseconds" in out
 
 
+@pytest.mark.parametrize("word", ["timing.batch_size=[1,2]", "timing.modes=compiled"])
+def test_a_profile_is_of_one_batch_size_and_eager(word, ran):
+    code, _, error = ran(*SMALL, "backbones=mini_mean", "methods=tome", word)
+    assert code == 2 and "a profile is of one batch size, and of eager models" in error
+
+
 def test_a_wrong_word_is_one_line(ran):
     code, out, error = ran("methods=[tomme]")
     assert (code, out) == (2, "") and error.startswith("error: ") and error.count("\n") == 1
