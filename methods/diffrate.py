@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 
 from tokred import METHODS, Assignment, Attention, Method, Place, Tokens, matching
+from tokred.rows import gather_rows
 
 
 @METHODS.register("diffrate")
@@ -46,7 +47,7 @@ class DiffRate(Method):
         prefix, num = tokens.prefix, tokens.num
         score_BN = attention.cls_row_BN if self.scores == "cls" else attention.received_BN
         order_BN = matching.top_places(score_BN, num, prefix=prefix)
-        x_BNC = tokens.x_BNC.detach().gather(1, order_BN[..., None].expand_as(tokens.x_BNC))
+        x_BNC = gather_rows(tokens.x_BNC.detach(), order_BN)
         best_BR, partner_BR = matching.cosines(x_BNC[:, keep:], x_BNC[:, prefix:keep]).max(-1)
         is_merged_R = torch.arange(keep, num, device=order_BN.device) < self._num_after_pruning(tokens, keep)
         stays_BK = torch.arange(keep, device=order_BN.device).expand(len(order_BN), -1)

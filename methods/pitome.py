@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokred import METHODS, Assignment, Attention, Method, Place, Tokens, matching
+from tokred.rows import gather_rows
 
 
 @METHODS.register("pitome")
@@ -76,7 +77,7 @@ def crowded_groups(alike_BNN: Tensor, order_BN: Tensor, num_paired: int, r: int)
     """
     paired_BP, alone_BQ = order_BN[:, :num_paired], order_BN[:, num_paired:]
     source_BA, destination_BD = paired_BP[:, ::2], paired_BP[:, 1::2]
-    of_sources_BAN = alike_BNN.gather(1, source_BA[..., None].expand(-1, -1, alike_BNN.shape[2]))
+    of_sources_BAN = gather_rows(alike_BNN, source_BA)
     score_BAD = of_sources_BAN.gather(2, destination_BD[:, None].expand(-1, source_BA.shape[1], -1))
     best_BA, partner_BA = score_BAD.max(-1)
     rank_BA = best_BA.argsort(dim=-1, descending=True, stable=True)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokred import METHODS, Assignment, Attention, Method, Place, Tokens, matching
+from tokred.rows import gather_rows
 
 
 @METHODS.register("sta")
@@ -104,9 +105,8 @@ def _accumulate(keys: list[Tensor], meanings: list[Tensor], after: list[int]) ->
         accumulated_BN1 = (key_BND @ source_BMD.mT).softmax(1) @ flow_BM1
         score_BN = accumulated_BN1.squeeze(-1) * (1 - meaning_BN)
         kept.append(score_BN.argsort(dim=1, stable=True)[:, :num])
-        index_BK1 = kept[-1][..., None]
-        source_BMD = key_BND.gather(1, index_BK1.expand(-1, -1, key_BND.shape[-1]))
-        flow_BM1 = accumulated_BN1.gather(1, index_BK1)
+        source_BMD = gather_rows(key_BND, kept[-1])
+        flow_BM1 = gather_rows(accumulated_BN1, kept[-1])
         flow_BM1 = flow_BM1 / flow_BM1.sum(1, keepdim=True)
     return kept
 

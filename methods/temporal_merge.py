@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokred import METHODS, Assignment, Attention, Method, Place, Tokens, matching
+from tokred.rows import gather_rows
 
 
 @METHODS.register("temporal_merge")
@@ -39,7 +40,7 @@ class TemporalMerge(Method):
         column_BN, time_BN = place_BN % (height * width), place_BN // (height * width)
         chain_BN = (column_BN * times + time_BN).argsort(1)
         key_BND = attention.k_BHND.detach().mean(1)[:, prefix:]
-        key_BND = key_BND.gather(1, chain_BN[..., None].expand_as(key_BND))
+        key_BND = gather_rows(key_BND, chain_BN)
         source_Br, target_Br = neighbours(key_BND, column_BN.gather(1, chain_BN), tokens.num - keep)
         own_BN = torch.arange(tokens.num, device=chain_BN.device).expand(chain_BN.shape[0], -1)
         source_Br, target_Br = chain_BN.gather(1, source_Br) + prefix, chain_BN.gather(1, target_Br) + prefix

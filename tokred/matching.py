@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokred.rows import gather_rows
+
 
 def bipartite_matching(
     metric_BNC: Tensor, r: int, *, prefix: int = 0, sort: bool = True, label_BN: Tensor | None = None
@@ -83,7 +85,7 @@ def random_matching(metric_BNC: Tensor, noise_BN: Tensor, r: int, *, prefix: int
 
 def nearest_joined(metric_BNC: Tensor, source_BA: Tensor, destination_BD: Tensor, r: int) -> Tensor:
     """group_BN where the ``r`` sources most like a destination join it (cosine similarity, float32), by place."""
-    score_BAD = cosines(_rows(metric_BNC, source_BA), _rows(metric_BNC, destination_BD))
+    score_BAD = cosines(gather_rows(metric_BNC, source_BA), gather_rows(metric_BNC, destination_BD))
     best_BA, partner_BA = score_BAD.max(-1)
     merged_Br = best_BA.argsort(dim=-1, descending=True, stable=True)[:, :r]
     place_BN = torch.arange(metric_BNC.shape[1], device=metric_BNC.device).expand(metric_BNC.shape[0], -1)
@@ -187,7 +189,7 @@ def density_peaks(distance_BNN: Tensor, density_BN: Tensor) -> Tensor:
 
 def nearest_centre(distance_BNN: Tensor, centre_BK: Tensor) -> Tensor:
     """group_BN: each token joins the nearest of the centres, of equals the first; a centre stays in its own group."""
-    to_centre_BKN = _rows(distance_BNN, centre_BK)
+    to_centre_BKN = gather_rows(distance_BNN, centre_BK)
     slot_BK = torch.arange(centre_BK.shape[1], device=centre_BK.device).expand_as(centre_BK)
     return to_centre_BKN.argmin(1).scatter(1, centre_BK, slot_BK)
 
@@ -215,10 +217,6 @@ def cosines(a_BAC: Tensor, b_BDC: Tensor) -> Tensor:
     a_BAC, b_BDC = F.normalize(a_BAC.float(), dim=-1), F.normalize(b_BDC.float(), dim=-1)
     with torch.autocast("cpu" if a_BAC.device.type == "meta" else a_BAC.device.type, enabled=False):
         return a_BAC @ b_BDC.mT
-
-
-def _rows(x_BNC: Tensor, index_BK: Tensor) -> Tensor:
-    return x_BNC.gather(1, index_BK[..., None].expand(-1, -1, x_BNC.shape[-1]))
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from tokred.attention import Attention, measure, plain
 from tokred.cost import Cost, count
 from tokred.matching import sample_key
 from tokred.model import SITES, Backbone, Method
+from tokred.rows import gather_rows
 from tokred.schedule import Schedule
 from tokred.tokens import Tokens
 
@@ -197,8 +198,9 @@ def reduce_inside(backbone: Backbone, layer: int, tokens: Tokens, method: Method
     if method.site == "queries":
         if assignment.index_BK is None:
             raise ValueError(f"{method.name}: at the site queries a method selects tokens; give Assignment.select(...)")
-        index = assignment.index_BK[:, None, : left.num, None].expand(-1, q_BHND.shape[1], -1, q_BHND.shape[3])
-        q_BHKD = q_BHND.gather(2, index)
+        B, H, N, D = q_BHND.shape
+        q_BNC = q_BHND.transpose(1, 2).reshape(B, N, H * D)
+        q_BHKD = gather_rows(q_BNC, assignment.index_BK[:, : left.num]).view(B, left.num, H, D).transpose(1, 2)
         out_BHKD = plain(q_BHKD, k_BHND, v[0], scale=scale, bias_BN=bias_BN, valid_BN=tokens.valid_BN)
     else:
         (v_BHKD,) = backbone.qkv(layer, left, "v")

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tokred.rows import gather_rows, sum_rows
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -60,7 +62,7 @@ class Assignment:
             assert self.matrix_BKN is not None
             share_BKN = self.matrix_BKN / self.matrix_BKN.sum(1, keepdim=True).clamp_min(1e-12)
             return share_BKN.mT.to(x_BKC.dtype) @ x_BKC
-        back_BNC = _gather(x_BKC, self.group_BN.clamp_min(0))
+        back_BNC = gather_rows(x_BKC, self.group_BN.clamp_min(0))
         return back_BNC.masked_fill(self.group_BN[..., None] < 0, 0)
 
     def merge_map(self, map_BHNN: Tensor, size_BN: Tensor) -> Tensor:
@@ -68,13 +70,13 @@ class Assignment:
         column their sum, so that rows still add up to 1 where no token is dropped (MCTF, Sec. 3.3)."""
         assert self.group_BN is not None
         weight_BN = (size_BN if self.weight_BN is None else self.weight_BN).to(map_BHNN.dtype)
-        total_BK = _sum_groups(weight_BN[..., None], self.group_BN, self.num_groups).squeeze(-1)
-        share_BN = weight_BN / _gather(total_BK[..., None], self.group_BN.clamp_min(0)).squeeze(-1)
+        total_BK = sum_rows(weight_BN[..., None], self.group_BN, self.num_groups).squeeze(-1)
+        share_BN = weight_BN / gather_rows(total_BK[..., None], self.group_BN.clamp_min(0)).squeeze(-1)
         B, H, N, _ = map_BHNN.shape
         group_BHN = self.group_BN[:, None].expand(B, H, N).flatten(0, 1)
-        columns = _sum_groups(map_BHNN.flatten(0, 1).mT, group_BHN, self.num_groups)  # (B H, K, N)
+        columns = sum_rows(map_BHNN.flatten(0, 1).mT, group_BHN, self.num_groups)  # (B H, K, N)
         share = share_BN[:, None].expand(B, H, N).flatten(0, 1)[..., None]
-        return _sum_groups(columns.mT * share, group_BHN, self.num_groups).unflatten(0, (B, H))
+        return sum_rows(columns.mT * share, group_BHN, self.num_groups).unflatten(0, (B, H))
 
 
 @dataclass(frozen=True)
@@ -191,16 +193,18 @@ class Tokens:
         assert group_BN is not None
         size_BN = self.sizes()
         weight_BN = size_BN if assignment.weight_BN is None else assignment.weight_BN.to(size_BN.dtype)
-        wide = torch.promote_types(self.x_BNC.dtype, torch.float32)  # sums of hundreds of tokens overflow float16
-        x_BKC = _sum_groups(self.x_BNC.to(wide) * weight_BN[..., None].to(wide), group_BN, num_groups)
-        if assignment.normalize:
-            total_BK = _sum_groups(weight_BN[..., None], group_BN, num_groups)
-            x_BKC = x_BKC / total_BK.masked_fill(total_BK == 0, 1).to(wide)  # padding groups have no members
         mass_BN = size_BN if assignment.mass_BN is None else size_BN * assignment.mass_BN.to(size_BN.dtype)
+        wide = torch.promote_types(self.x_BNC.dtype, torch.float32)  # sums of hundreds of tokens overflow float16
+        x_BKC = sum_rows(self.x_BNC.to(wide) * weight_BN[..., None].to(wide), group_BN, num_groups)
+        total_BK, size_BK = sum_rows(torch.stack([weight_BN, mass_BN], -1), group_BN, num_groups).unbind(-1)
+        if assignment.normalize:
+            x_BKC = x_BKC / total_BK[..., None].masked_fill(total_BK[..., None] == 0, 1).to(
+                wide
+            )  # padding has no members
         return replace(
             self,
             x_BNC=x_BKC.to(self.x_BNC.dtype),
-            size_BN=_sum_groups(mass_BN[..., None], group_BN, num_groups).squeeze(-1),
+            size_BN=size_BK,
             source_BM=_follow(self.source_BM, group_BN),
             valid_BN=assignment.valid_BK,
             place_BN=None if self.place_BN is None else _heaviest(self.place_BN, size_BN, group_BN, num_groups),
@@ -210,7 +214,7 @@ class Tokens:
         """A gather; padding has no features and no size."""
         index_BK, valid_BK, group_BN = assignment.index_BK, assignment.valid_BK, assignment.group_BN
         assert index_BK is not None and group_BN is not None
-        x_BKC = _gather(self.x_BNC, index_BK)
+        x_BKC = gather_rows(self.x_BNC, index_BK)
         size_BK = None if self.size_BN is None else self.size_BN.gather(1, index_BK)
         if valid_BK is not None:
             x_BKC = x_BKC.masked_fill(~valid_BK[..., None], 0)
@@ -243,17 +247,6 @@ class Tokens:
             if self.place_BN is None
             else _heaviest(self.place_BN, self.sizes(), group_BN, assignment.num_groups),
         )
-
-
-def _gather(x_BNC: Tensor, index_BK: Tensor) -> Tensor:
-    return x_BNC.gather(1, index_BK[..., None].expand(-1, -1, x_BNC.shape[-1]))
-
-
-def _sum_groups(x_BNC: Tensor, group_BN: Tensor, num_groups: int) -> Tensor:
-    """(B, K, C): the sum of each group; dropped tokens go to one more bin, which is cut off."""
-    bin_BN = group_BN.where(group_BN >= 0, num_groups)
-    sum_BKC = x_BNC.new_zeros(x_BNC.shape[0], num_groups + 1, x_BNC.shape[-1])
-    return sum_BKC.scatter_add(1, bin_BN[..., None].expand_as(x_BNC), x_BNC)[:, :num_groups]
 
 
 def _heaviest(place_BN: Tensor, size_BN: Tensor, group_BN: Tensor, num_groups: int) -> Tensor:

@@ -1,0 +1,98 @@
+"""Merging and pruning on an image transformer against the limit, a slice to the same tokens, and against the official ToMe.
+
+    python benchmarks/vit.py                                      ViT-B/16, batch 8: tome r=13; evit, top_k, random_drop 0.7
+    python benchmarks/vit.py --official PATH/TO/ToMe              the official patch too, with the same weights
+    python benchmarks/vit.py --methods evit top_k                 some of them
+
+PATH is a clone of github.com/facebookresearch/ToMe. Random weights: speed does not hang on them. Pictures are drawn anew for each
+call. A method, its limit (twice, as a control), the unreduced model and the official code take turns in the same rounds, in
+random order.
+"""
+
+import argparse
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import tokred
+from tokred.timing import interleave, median_interval
+
+AMOUNTS: dict[str, dict[str, Any]] = {
+    "tome": {"r": 13},
+    "evit": {"keep_rate": 0.7, "layers": [3, 6, 9]},
+    "top_k": {"keep_rate": 0.7, "layers": [3, 6, 9]},
+    "random_drop": {"keep_rate": 0.7, "layers": [3, 6, 9]},
+}
+
+
+def official(path: Path, vit: nn.Module, r: int) -> nn.Module:
+    """A copy of the model with the official patch; its proportional attention is on, as it is in ours."""
+    sys.path.insert(0, str(path))
+    import tome.patch  # type: ignore[import-not-found]
+
+    model = copy.deepcopy(vit)
+    tome.patch.timm(model, prop_attn=True)
+    model.r = r
+    return model
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="vit_base_patch16_224")
+    parser.add_argument("--methods", nargs="+", default=list(AMOUNTS), choices=list(AMOUNTS))
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--official", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    vit = timm.create_model(args.backbone, pretrained=False).eval()
+    print(f"{args.backbone}, batch {args.batch}, {args.threads} threads, torch {torch.__version__}")
+    print(f"n = {args.rounds} rounds, 95 % intervals")
+    for name in args.methods:
+        compare(name, vit, args)
+
+
+def compare(name: str, vit: nn.Module, args: argparse.Namespace) -> None:
+    """One method in rounds of its own."""
+    ours = tokred.reduce(vit, name, **AMOUNTS[name]).eval()
+    limit = tokred.reduce(vit, "oracle_slice", tokens=list(ours.schedule.tokens)).eval()
+    models: dict[str, nn.Module] = {"ours": ours, "limit": limit, "null": limit, "unreduced": vit}
+    if args.official and name == "tome":
+        models["official"] = official(args.official.resolve(), vit, AMOUNTS[name]["r"]).eval()
+    size = ours.backbone.sample_shape
+
+    def pictures() -> Tensor:
+        return torch.randn(args.batch, *size)
+
+    print(f"\n{name} {AMOUNTS[name]}: tokens {ours.schedule.tokens}")
+    if "official" in models:
+        given = pictures()
+        off = float((ours(given) - models["official"](given)).abs().max() / ours(given).abs().max())
+        print(f"outputs differ from the official ones by {off:.1e} of their largest value")
+    times = interleave({key: lambda m=model: m(pictures()) for key, model in models.items()}, rounds=args.rounds)
+
+    def ratio(a: str, b: str) -> str:
+        middle, low, high = median_interval([x / y for x, y in zip(times[a], times[b], strict=True)])
+        return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+
+    print(f"ours / limit      {ratio('ours', 'limit')}   (at most 1.03 wanted)")
+    print(f"null / limit      {ratio('null', 'limit')}")
+    if "official" in models:
+        print(f"ours / official   {ratio('ours', 'official')}   (at most 0.95 wanted)")
+    predicted = ours.unreduced_cost().macs / ours.cost().macs
+    print(
+        f"unreduced / ours  {ratio('unreduced', 'ours')}   ({predicted:.3f} by multiply-adds; at least 0.95 of it wanted)"
+    )
+    print("fastest ms        " + ", ".join(f"{key} {min(of_model):.0f}" for key, of_model in times.items()))
+
+
+if __name__ == "__main__":
+    main()
