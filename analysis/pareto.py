@@ -77,7 +77,7 @@ def draw_speedup(points: Sequence[Point], ax: Axes | None = None, *, given: Look
     _draw_front(ax, points, "speedup", up_to=min, where="pre")
     shifts = [0.0] * len(points)
     below = _draw_points(ax, points, "speedup", given, shifts)
-    noisy = max((point.resolution or 0.0 for point in points if point.verdict not in ("", "ok")), default=0.0)
+    noisy = max((point.resolution or 0.0 for point in points if point.verdict == "noisy"), default=0.0)
     note = f"\nnoisy: differences under {100 * noisy:.1f} % are below resolution" if noisy else ""
     _dress(ax, points, f"measured speed-up (higher is better){note}{below}")
     _name_front(ax, points, "speedup", given, shifts, side=1)

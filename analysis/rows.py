@@ -17,12 +17,11 @@ from tokred.analysis.statistics import (
     Estimate,
     accuracy,
     accuracy_over_seeds,
-    median_interval,
     paired_difference,
     paired_difference_over_seeds,
     seed_sd,
 )
-from tokred.record import Record, Store, Timing
+from tokred.record import NULL, Record, Store, Timing
 
 Item = TypeVar("Item")
 
@@ -43,8 +42,10 @@ class Row:
     several samples share one. ``difference`` is to the unreduced model, on the samples that both have. ``layers`` are those to
     which tokens were restricted, if they were; ``budget`` is the share of the MACs that was asked for, if one was.
     ``num_tokens`` leave the last layer; where that differs by sample, their mean, with standard deviation and 95th percentile
-    over the samples, and ``gmacs_padded`` is what a sample costs in its batch, padded to the longest. ``resolution`` is how
-    far the speed-up of the model over itself may lie from 1. Texts are one line without control characters.
+    over the samples, and ``gmacs_padded`` is what a sample costs in its batch, padded to the longest. The speed-up is that of one
+    mode and batch size (``tokred.analysis.speeds`` has all); ``reduction_time_share`` is what the method itself takes of the time
+    there; ``verdict`` is ok, noisy or below resolution, of an unreduced model that of the control, and ``resolution`` is how far
+    the speed-up of the model over itself may lie from 1. Texts are one line without control characters.
     """
 
     backbone: str
@@ -76,7 +77,10 @@ class Row:
     speedup: float | None = None
     speedup_low: float | None = None
     speedup_high: float | None = None
+    reduction_time_share: float | None = None
     verdict: str = ""
+    timing_mode: str = ""
+    timing_batch_size: int | None = None
     resolution: float | None = None
     num_seeds: int = 1
     seed_sd: float | None = None
@@ -100,11 +104,11 @@ def rows(store: Store, *, every_metric: bool = False) -> list[Row]:
     own.
     """
     records = store.planned()
-    unreduced = {_place(r): r for r in reversed(records) if r.cell["method"] == "none" and r.status == "done"}
+    unreduced = {place_of(r): r for r in reversed(records) if r.cell["method"] == "none" and r.status == "done"}
     timings = _timings(store, records)
     cells = grouped(records, lambda record: (json.dumps({**record.cell, "seed": None}, sort_keys=True), record.status))
     made = [
-        _row(cell, metric, store, unreduced.get(_place(cell[0])), timings)
+        _row(cell, metric, store, unreduced.get(place_of(cell[0])), timings)
         for cell in cells
         for metric in _metrics(cell[0], every_metric)
     ]
@@ -151,14 +155,17 @@ def _row(cell: list[Record], metric: str, store: Store, unreduced: Record | None
     """``cell``: the records that differ in their seed only."""
     first = cell[0]
     reasons = dict.fromkeys(plain(record.reason) for record in cell if record.reason)
-    names: dict[str, Any] = {
-        name: plain(text) if isinstance(text, str) else text for name, text in _names(first.cell).items()
-    }
-    row = Row(**names, status=first.status, reason="; ".join(reasons), num_seeds=len(cell))
+    row = Row(**names_of(first), status=first.status, reason="; ".join(reasons), num_seeds=len(cell))
     if first.status != "done":
         return row
     row = replace(row, **_cost(first.result), **_accuracy(cell, metric, store), **_speed(cell, timings))
     return row if row.method == "none" else replace(row, **_difference(cell, metric, store, unreduced))
+
+
+def names_of(record: Record) -> dict[str, Any]:
+    """What of its cell names it in a table."""
+    names = _names(record.cell)
+    return {name: plain(text) if isinstance(text, str) else text for name, text in names.items()}
 
 
 def _names(cell: dict[str, Any]) -> dict[str, Any]:
@@ -240,31 +247,31 @@ def _difference(cell: list[Record], metric: str, store: Store, unreduced: Record
 
 def _speed(cell: list[Record], timings: dict[str, Timing]) -> dict[str, Any]:
     """Seeds do the same work, so the first that was timed stands for all. The unreduced model is 1 by definition."""
-    for record in cell:
-        if (timing := timings.get(record.key)) is None:
-            continue
-        about = {"verdict": timing.verdict, "resolution": _resolution(timing)}
-        if record.cell["method"] == "none":
-            return about | {"speedup": 1.0}
-        if record.key in timing.speedup:
-            return about | _spread(Estimate(*timing.speedup[record.key]), "speedup", "speedup_")
-    return {}
+    timed = [record for record in cell if record.key in timings]
+    if not timed:
+        return {}
+    record, timing = timed[0], timings[timed[0].key]
+    about = {"timing_mode": timing.mode, "timing_batch_size": timing.batch_size, "resolution": timing.resolution}
+    if record.cell["method"] == "none":
+        return about | {"speedup": 1.0, "verdict": timing.models[NULL].verdict if NULL in timing.models else ""}
+    model = timing.models[record.key]
+    about |= {"verdict": model.verdict, "reduction_time_share": model.reduction_time_share}
+    return about | _spread(Estimate(*model.speedup), "speedup", "speedup_")
 
 
 def _timings(store: Store, records: list[Record]) -> dict[str, Timing]:
-    """The latest timing that holds a record; for an unreduced model that of the cells beside it."""
-    in_order = sorted(store.all_timings(), key=lambda timing: timing.conditions.get("finished", ""))
-    timings = {key: timing for timing in in_order for key in timing.speedup}
-    beside = {_place(record): timings[record.key] for record in records if record.key in timings}
-    unreduced = [record for record in records if record.cell["method"] == "none" and _place(record) in beside]
-    return timings | {record.key: beside[_place(record)] for record in unreduced}
+    """Of each record the timing that its row shows: in the mode and at the batch size that the latest sweep names first, of
+    several such ones the latest. For an unreduced model that of the cells beside it."""
+    order = [tuple(pair) for pair in store.plan().get("timings", [])]
 
+    def rank(timing: Timing) -> tuple[int, str]:
+        pair = (timing.mode, timing.batch_size)
+        return -(order.index(pair) if pair in order else len(order)), timing.conditions.get("finished", "")
 
-def _resolution(timing: Timing) -> float | None:
-    if not {timing.unreduced, timing.null} <= timing.times_ms.keys():
-        return None
-    ratio = median_interval(np.divide(timing.times_ms[timing.unreduced], timing.times_ms[timing.null]))
-    return max(abs(ratio.low - 1), abs(ratio.high - 1))
+    timings = {key: timing for timing in sorted(store.all_timings(), key=rank) for key in timing.models}
+    beside = {place_of(record): timings[record.key] for record in records if record.key in timings}
+    unreduced = [record for record in records if record.cell["method"] == "none" and place_of(record) in beside]
+    return timings | {record.key: beside[place_of(record)] for record in unreduced}
 
 
 def _samples(store: Store, record: Record, metric: str) -> Samples | None:
@@ -298,7 +305,7 @@ def _aligned(samples: Sequence[Samples | None]) -> tuple[np.ndarray | None, np.n
     return np.stack([one.right_N[place] for one, place in zip(known, places, strict=True)]), cluster_N
 
 
-def _place(record: Record) -> str:
+def place_of(record: Record) -> str:
     """What cells have in common that are compared with each other."""
     own = ("method", "options", "schedule", "seed", "calibration")
     return json.dumps({axis: value for axis, value in record.cell.items() if axis not in own}, sort_keys=True)

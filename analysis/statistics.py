@@ -157,17 +157,6 @@ def seed_sd(correct_SN: np.ndarray) -> float | None:
     return float(np.mean(correct_SN, axis=1).std(ddof=1)) if len(correct_SN) > 1 else None
 
 
-def median_interval(values: np.ndarray) -> Estimate:
-    """The median with the 95 % interval from order statistics; of fewer than six values their whole range.
-
-    >>> median_interval(np.arange(1, 21))
-    Estimate(value=10.5, low=6.0, high=15.0)
-    """
-    ordered = np.sort(np.asarray(values, float))
-    rank = max(1, int(binom.ppf(0.025, len(ordered), 0.5)))
-    return Estimate(float(np.median(ordered)), float(ordered[rank - 1]), float(ordered[-rank]))
-
-
 def _within(value: float, half: float, lowest: float, highest: float) -> Estimate:
     return Estimate(value, max(lowest, value - half), min(highest, value + half))
 

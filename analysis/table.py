@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokred.analysis.rows import Row, grouped
+from tokred.analysis.speeds import Speed
 
 
 def print_table(rows: Sequence[Row], console: Console) -> None:
@@ -46,6 +47,16 @@ def print_metrics(rows: Sequence[Row], console: Console) -> None:
         for block in blocks:
             console.print(_metrics_table(cells, block))
             console.print()
+
+
+def print_left_out(speeds: Sequence[Speed], console: Console) -> None:
+    """What was not timed, with its reason; all of one measurement in one line where they share it."""
+    left_out = [speed for speed in speeds if speed.reason]
+    for same in grouped(left_out, lambda one: (one.backbone, one.mode, one.batch_size, one.reason)):
+        first = same[0]
+        labels = "" if len(same) > 1 else f", {first.label}"
+        place = f"{first.backbone}, {first.mode}, batch {first.batch_size}{labels}"
+        console.print(Text(f"Not timed: {place}: {first.reason}"))
 
 
 def _blocks(cells: Sequence[Sequence[Row]], metrics: Sequence[str], console: Console) -> list[list[str]]:
@@ -120,6 +131,10 @@ def _ratio(speedup: float) -> str:
     return f"{speedup:.2f}"
 
 
+def _marked(cell: Callable[[Row], str]) -> Callable[[Row], str]:
+    return lambda row: f"~{cell(row)}" if row.verdict == "below resolution" else cell(row)
+
+
 def _three_digits(number: float) -> str:
     return f"{number:.0f}" if number >= 999.5 else f"{number:#.3g}".rstrip(".")
 
@@ -140,10 +155,12 @@ _COLUMNS = {
     "gmacs": _Column("GMACs\n", _number(_three_digits, "gmacs")),
     "share": _Column("MACs\n%", _number(_percent, "gmacs_share")),
     "tokens": _Column("tokens\nleft", _number("{:.4g}".format, "num_tokens")),
-    "speedup": _Column("speed-up\nx [95 %]", _bracketed(_ratio, "speedup", "speedup_")),
-    "speedup_alone": _Column("speed-up\nx", _number(_ratio, "speedup")),
+    "speedup": _Column("speed-up\nx [95 %]", _marked(_bracketed(_ratio, "speedup", "speedup_"))),
+    "speedup_alone": _Column("speed-up\nx", _marked(_number(_ratio, "speedup"))),
+    "reduction": _Column("reduction\n% of time", _number(_percent, "reduction_time_share")),
 }
 _IF_NARROW = (  # what goes first where the table is too wide, what stands for it, and what a note calls it
+    ("reduction", None, "the reduction's share of the time"),
     ("tokens", None, "tokens left"),
     ("gmacs", None, "GMACs"),
     ("speedup", "speedup_alone", "intervals of the speed-up"),
@@ -174,6 +191,8 @@ def _with_content(done: Sequence[Row]) -> list[str]:
     empty = {"value_alone", "difference_alone", "speedup_alone"}
     if all(row.speedup is None for row in done):
         empty.add("speedup")
+    if all(row.reduction_time_share is None for row in done):
+        empty.add("reduction")
     if all(row.num_seeds == 1 for row in done):
         empty.add("seeds")
     if len(_shapes(done)) < 2:
@@ -298,14 +317,28 @@ def _shapes(done: Sequence[Row]) -> list[str]:
 
 
 def _timing_notes(done: Sequence[Row]) -> list[str]:
-    timed = grouped((row for row in done if row.verdict), lambda row: (row.backbone, row.verdict, row.resolution))
+    timed = [row for row in done if row.verdict]
     if not timed and done:
         return ["Speed was not measured."]
-    return [_timing_note(same[0]) for same in timed]
+    notes = [_timing_note(same) for same in grouped(timed, lambda row: (row.group, row.resolution, _setting(row)))]
+    if any(row.verdict == "below resolution" for row in timed):
+        notes.append("~: the speed-up differs from 1 by no more than the unreduced model does from itself.")
+    if any(row.reduction_time_share is not None for row in timed):
+        notes.append("Reduction % of time: what the method itself takes, statistics of the attention included.")
+    return notes
 
 
-def _timing_note(row: Row) -> str:
+def _timing_note(same: Sequence[Row]) -> str:
+    """Of rows that were timed together."""
+    first = same[0]
+    noisy = any(row.verdict == "noisy" for row in same)
     least = (
-        "" if row.resolution is None else f": speed differences under {_percent(row.resolution)} % are below resolution"
+        ""
+        if first.resolution is None
+        else f"; speed differences under {_percent(first.resolution)} % are below resolution"
     )
-    return f"Timing of {row.backbone}: {row.verdict}{least if row.verdict != 'ok' else ''}."
+    return f"Timing of {first.backbone}, {_setting(first)}: {'noisy' if noisy else 'ok'}{least}."
+
+
+def _setting(row: Row) -> str:
+    return f"{row.timing_mode}, batch {row.timing_batch_size}"

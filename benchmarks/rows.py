@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokred.rows import gather_rows, sum_rows
-from tokred.timing import interleave, speedups
+from tokred.timing import interleave, ratio
 
 SHAPES = {"8 pictures of 197 tokens, 184 left": (8, 197, 184), "1 clip of 2352 tokens, 1752 left": (1, 2352, 1752)}
 WIDTH = 768
@@ -49,7 +49,8 @@ def main() -> None:
 
 def compare(name: str, ours: Callable[[], Tensor], expanded: Callable[[], Tensor]) -> None:
     assert torch.equal(ours(), expanded())
-    middle, low, high = speedups(interleave({"ours": ours, "expanded": expanded}), unreduced="expanded")["ours"]
+    times = interleave({"ours": ours, "expanded": expanded})
+    middle, low, high = ratio(times["expanded"], times["ours"])
     print(f"{name}: {middle:.1f} [{low:.1f}, {high:.1f}] times as fast")
 
 

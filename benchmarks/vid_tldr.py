@@ -11,15 +11,15 @@ is the most that the allocator held at once in a forward, parameters and input l
 
 import argparse
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import tokred
-from tokred.timing import interleave, speedups
+from tokred.memory import peak_memory
+from tokred.timing import interleave, ratio
 
 SIZES = {"umt_base_patch16_224": (768, 12, 12), "umt_large_patch16_224": (1024, 24, 16)}
 FRAMES = 12
@@ -47,19 +47,6 @@ class Official(nn.Module):
 
     def forward(self, clips_BTCHW: Tensor) -> Tensor:
         return self.model(clips_BTCHW.transpose(1, 2))[1].squeeze(1)
-
-
-def peak_mib(call: Callable[[], object]) -> float:
-    """From the allocator's own events: the resident size of a process forgets nothing and shares pages."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        call()
-    held = peak = 0
-    assert seen.profiler is not None
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak / 2**20
 
 
 @torch.inference_mode()
@@ -96,24 +83,25 @@ def main() -> None:
         print(f"outputs differ from the official ones by {off:.1e} of their largest value")
     for name, model in models.items():
         if name != "null":
-            given = clips()
-            print(f"{name:10} holds at most {peak_mib(lambda model=model, given=given: model(given)):.0f} MiB")
+            call = partial(model, clips())
+            call()
+            print(f"{name:10} holds at most {peak_memory(call, 'cpu').held_mib:.0f} MiB")
     show(interleave({name: lambda m=model: m(clips()) for name, model in models.items()}, rounds=args.rounds), ours)
 
 
 def show(times: dict[str, list[float]], ours: tokred.ReducedModel) -> None:
     """The ratios of the models that were timed."""
 
-    def ratio(a: str, b: str) -> str:
-        return "{:.3f} [{:.3f}, {:.3f}]".format(*speedups(times, unreduced=a)[b])
+    def of(a: str, b: str) -> str:
+        return "{:.3f} [{:.3f}, {:.3f}]".format(*ratio(times[a], times[b]))
 
-    print(f"ours / limit      {ratio('ours', 'limit')}   (at most 1.07 wanted)")
-    print(f"null / limit      {ratio('null', 'limit')}")
+    print(f"ours / limit      {of('ours', 'limit')}   (at most 1.07 wanted)")
+    print(f"null / limit      {of('null', 'limit')}")
     if "official" in times:
-        print(f"ours / official   {ratio('ours', 'official')}   (at most 0.55 wanted)")
+        print(f"ours / official   {of('ours', 'official')}   (at most 0.55 wanted)")
     if "unreduced" in times:
         predicted = ours.unreduced_cost().macs / ours.cost().macs
-        print(f"unreduced / ours  {ratio('unreduced', 'ours')}   ({predicted:.3f} by multiply-adds)")
+        print(f"unreduced / ours  {of('unreduced', 'ours')}   ({predicted:.3f} by multiply-adds)")
     for name, of_model in times.items():
         print(f"{name:10} fastest {min(of_model):.0f} ms")
 

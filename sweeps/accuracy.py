@@ -112,7 +112,7 @@ def _enter(cell: Cell, bench: Bench) -> _Entry:
     if cell.refused is not None or cell.schedule is None:
         return _Entry(cell, verdict=_Verdict("refused", cell.refused))
     try:
-        model, solved = _model(cell, bench)
+        model, solved = reduced_model(cell, bench)
         return _Entry(cell, bench.task.evaluation(model), solved)
     except BudgetMissed as error:
         return _Entry(cell, verdict=_Verdict("refused", str(error)))
@@ -146,7 +146,7 @@ def _found(cell: Cell, evaluation: Evaluation, solved: Calibration | None, bench
     return _Verdict("done", None, result | ({"calibration": asdict(solved)} if solved else {}), kept)
 
 
-def _model(cell: Cell, bench: Bench) -> tuple[ReducedModel, Calibration | None]:
+def reduced_model(cell: Cell, bench: Bench) -> tuple[ReducedModel, Calibration | None]:
     """The model of the cell, and where its method's counts differ by sample how the budget was met."""
     assert cell.schedule is not None
     if cell.budget is None:

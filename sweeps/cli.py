@@ -1,4 +1,4 @@
-"""The command line: ``tokred sweep ...`` (in a clone: ``python sweep.py ...``) and ``tokred list``.
+"""The command line: ``tokred sweep ...`` (in a clone: ``python sweep.py ...``), ``tokred profile`` and ``tokred list``.
 
 Exit codes: 0 all cells done (or refused with a reason), 2 the command cannot be understood, 3 some cells failed, 4 all did.
 """
@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +19,7 @@ from tokred.registry import BACKBONES, METHODS, Registry, load_file
 
 USAGE = """\
 usage: tokred sweep [KEY=VALUE ...]   compare methods: accuracy, MACs, speed   (in a clone: python sweep.py [KEY=VALUE ...])
+       tokred profile [KEY=VALUE ...] where the time of each model goes, by layer and part
        tokred list [PATTERN]          methods and backbones, a line each
        tokred list --markdown         the methods in full, as docs/methods.md
 """
@@ -60,13 +61,37 @@ Data: data=NAME data.KEY=VALUE
 {data}  or a published set, in the folder data.root=FOLDER:
 {sets}
 
+Speed, beside the unreduced model in the same rounds: timing.rounds=20 (0: none)
+  timing.batch_size   timing.batch_size=[1,8,32]: the same for all models, and dropped for all where one runs out of memory
+  timing.modes        eager, compiled (torch.compile, one graph), cuda_graph; ratios are to the unreduced model in the same mode
+                      The table shows the first mode and batch size; timings.csv all of them, with latency and peak memory
+
 Others: batch_size, workers (processes that read data ahead), cells_per_pass (that share one reading of the data), device (auto,
-  cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), timing.rounds (0: none), timing.batch_size, allow_clip, out (run folder),
-  plugins (Python files of your own)
+  cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), allow_clip, out (run folder), plugins (Python files of your own)
 Experiments: experiment=NAME, one of
 {experiments}
 
 {plugins}"""
+
+PROFILE_HELP = """\
+tokred profile [KEY=VALUE ...]
+
+Where the time goes: for each model, milliseconds by layer of attention, its statistics, matching, merging and MLP; then its
+speed-up by multiply-adds beside the measured one, and the reduction's share of the time. The words and the models are those
+of `tokred sweep KEY=VALUE ...`, whose --help explains them.
+
+  tokred profile "methods=[vid_tldr]" "backbones=[umt_base_patch16_224]" sizes.num_frames=12 "r=[[600,200,100]]" \\
+      weights=random timing.batch_size=1
+  tokred profile "methods=[tome]" "backbones=[timm/vit_base_patch16_224]" r=13 weights=random
+
+  timing.batch_size   samples in the batch
+  timing.rounds       of the speed-up; 0: only where the time goes
+  data                by default moving shapes, or noise for backbones of another shape
+  out                 a folder for the same numbers as profile.csv; by default nothing is written
+
+  attention    norm, projections, products, residual          statistics   what attention takes longer with them
+  matching     who joins whom (a method's assign)             merging      sums, gathers and all else of the reduction
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["sweep"]:
         return sweep(words[1:])
+    if words[:1] == ["profile"]:
+        return profile(words[1:])
     if words[:1] == ["list"]:
         return _guarded(lambda: _list(words[1:]))
     print(USAGE, end="", file=sys.stdout if words[:1] in (["--help"], ["-h"], []) else sys.stderr)
@@ -87,7 +114,19 @@ def sweep(words: Sequence[str]) -> int:
     return _guarded(lambda: _sweep(words))
 
 
-def _guarded(command) -> int:
+def profile(words: Sequence[str]) -> int:
+    """``tokred profile``: shows where the time of models goes."""
+    if any(word in ("--help", "-h") for word in words):
+        print(PROFILE_HELP, end="")
+        return 0
+    return _guarded(lambda: _profile(words), stopped="stopped")
+
+
+def _guarded(
+    command: Callable[[], int],
+    *,
+    stopped: str = "stopped; the finished cells are kept: the same command goes on from here",
+) -> int:
     """A user's mistake is one line, not a traceback."""
     try:
         return command()
@@ -98,7 +137,7 @@ def _guarded(command) -> int:
         print(f"error: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the finished cells are kept: the same command goes on from here", file=sys.stderr)
+        print(f"\n{stopped}", file=sys.stderr)
         return 130
 
 
@@ -112,7 +151,7 @@ def _sweep(words: Sequence[str]) -> int:
     config = read_config(words)
     for path in config.plugins:
         load_file(path)
-    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+    console = _console()
     device_of(config)
     data = create_data(**config.data)
     plan = make_plan(config, data)
@@ -132,19 +171,49 @@ def _sweep(words: Sequence[str]) -> int:
     return 0
 
 
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+
+
+def _profile(words: Sequence[str]) -> int:
+    from tokred.analysis.rows import write_csv
+    from tokred.sweeps.config import read_config
+    from tokred.sweeps.profile import profiles
+    from tokred.sweeps.profile_table import lines, print_group
+
+    config = read_config(words)
+    for path in config.plugins:
+        load_file(path)
+    console, groups = _console(), []
+    named = any(word.lstrip("+").startswith(("data=", "data.", "experiment=")) for word in words)
+    with console.status("") as status:
+        for group in profiles(config, data_is_named=named, on_model=status.update):
+            print_group(group, console)
+            groups.append(group)
+    if config.out:
+        written = write_csv([line for group in groups for line in lines(group)], Path(config.out) / "profile.csv")
+        _say(console, f"written: {written}")
+    statuses = [model.status for group in groups for model in group.models]
+    return 0 if "failed" not in statuses else 3 if "done" in statuses else 4
+
+
 def _show(store, console: Console) -> None:
     from tokred.analysis.heatmap import save_heatmaps
     from tokred.analysis.pareto import save_pareto
     from tokred.analysis.rows import rows, write_csv
-    from tokred.analysis.table import print_metrics, print_table
+    from tokred.analysis.speeds import speeds
+    from tokred.analysis.table import print_left_out, print_metrics, print_table
 
-    found, every = rows(store), rows(store, every_metric=True)
+    found, every, timed = rows(store), rows(store, every_metric=True), speeds(store)
     print_metrics(every, console)
     print_table(found, console)
+    print_left_out(timed, console)
     _name_broken(store, console)
     written = [write_csv(found, store.folder / "results.csv")]
     if len(every) > len(found):
         written.append(write_csv(every, store.folder / "metrics.csv"))
+    if timed:
+        written.append(write_csv(timed, store.folder / "timings.csv"))
     figures = [*save_pareto(found, store.folder), *save_heatmaps(found, store.folder)]
     written += [path for path in figures if path.suffix != ".csv"]
     _say(console, "written: " + ", ".join(str(path) for path in written))

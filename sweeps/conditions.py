@@ -13,12 +13,14 @@ from tokred.sweeps.config import SweepConfig
 
 
 def device_of(config: SweepConfig) -> str:
-    """Raises ValueError where the device that was asked for is not there."""
+    """Raises ValueError where the device that was asked for is not there, or cannot do what was asked for."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda was asked for, but torch sees no CUDA device; use device=cpu or device=auto")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     if device == "cpu" and config.precision == "16-mixed":  # Lightning would take bf16-mixed in its place
         raise ValueError("precision=16-mixed needs CUDA; on a CPU use precision=bf16-mixed or 32-true")
+    if device == "cpu" and "cuda_graph" in config.timing.modes:
+        raise ValueError("timing.modes=cuda_graph needs CUDA; on a CPU the modes are eager and compiled")
     return device
 
 

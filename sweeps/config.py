@@ -29,10 +29,20 @@ OPEN = (
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
+MODES = ("eager", "compiled", "cuda_graph")
+
+
 @dataclass(frozen=True)
 class Timing:
+    """Each mode at each batch size is a measurement; the first of both is the one that the table shows."""
+
     rounds: int
-    batch_size: int
+    batch_size: list[int]
+    modes: list[str]
+
+    @property
+    def measurements(self) -> list[tuple[str, int]]:
+        return [(mode, size) for mode in self.modes for size in self.batch_size] if self.rounds else []
 
 
 @dataclass(frozen=True)
@@ -243,13 +253,19 @@ def _match(raw: dict[str, Any], methods: Sequence[str]) -> str | None:
 
 
 def _timing(raw: Any) -> Timing:
-    strange = sorted(set(raw) - {"rounds", "batch_size"})
+    known = [field.name for field in fields(Timing)]
+    strange = sorted(set(raw) - set(known))
     if strange:
-        raise ValueError(f"no setting timing.{strange[0]}; there are timing.rounds and timing.batch_size")
+        raise ValueError(f"no setting timing.{strange[0]}; there are {', '.join(f'timing.{name}' for name in known)}")
     rounds = _at_least(0, raw, "rounds")
     if 0 < rounds < 20:
         raise ValueError(f"timing.rounds must be 0 (no timing) or at least 20, for an interval; got {rounds}")
-    return Timing(rounds, _at_least(1, raw, "batch_size"))
+    sizes = raw["batch_size"] if isinstance(raw["batch_size"], list) else [raw["batch_size"]]
+    if not sizes:
+        raise ValueError("timing.batch_size must be a number or a list of numbers; the list is empty")
+    sizes = [_at_least(1, {"timing.batch_size": size}, "timing.batch_size") for size in sizes]
+    modes = [_one_of(MODES, {"timing.modes": mode}, "timing.modes") for mode in _strings(raw, "modes")]
+    return Timing(rounds, list(dict.fromkeys(sizes)), modes)
 
 
 def _strings(raw: dict[str, Any], name: str) -> list[str]:

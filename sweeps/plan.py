@@ -295,7 +295,7 @@ def _share_of(backbone: Backbone, amount: dict[str, Any], allow_clip: bool) -> f
 def _core_hash() -> str:
     """Of all core modules: the sums, the matching, the attention are there, and a change of them changes results."""
     folder = Path(tokred.__file__).parent
-    apart = {"testing.py", "timing.py", "training.py", "text_training.py"}  # which no result depends on
+    apart = {"testing.py", "timing.py", "profile.py", "training.py", "text_training.py"}  # which no result depends on
     found = [*folder.glob("*.py"), *folder.glob("data/*.py"), *folder.glob("tasks/*.py")]
     files = [path for path in sorted(found) if path.name not in apart]
     return key_of({str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})

@@ -1,12 +1,13 @@
 """A made-up run folder: cells whose predictions come from a seeded generator, for the tests of the analysis."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tokred.record import Record, Store, Timing, key_of, write_json
+from tokred.record import NULL, Record, Store, Timed, Timing, key_of, write_json
 
 NUM_SAMPLES, NUM_CLASSES, DEPTH = 400, 24, 6
 
@@ -73,17 +74,45 @@ class Run:
         return key
 
     def time(
-        self, speedup: dict[str, float], *, verdict: str = "ok", noise: float = 0.005, backbone: str = "mini_cls"
-    ) -> None:
-        """30 rounds; ``speedup``: key -> the true ratio."""
+        self,
+        speedup: dict[str, float],
+        *,
+        verdict: str = "ok",
+        noise: float = 0.005,
+        backbone: str = "mini_cls",
+        mode: str = "eager",
+        batch_size: int = 8,
+        left_out: dict[str, str] | None = None,
+    ) -> Timing:
+        """30 rounds; ``speedup``: key -> the true ratio. ``noise`` is the resolution."""
         draw = np.random.RandomState(0)
-        names = {"unreduced": 1.0, "null": 1.0} | speedup
-        times = {name: (10 / ratio * np.exp(noise * draw.randn(30))).tolist() for name, ratio in names.items()}
-        intervals = {key: (ratio, ratio * (1 - noise), ratio * (1 + noise)) for key, ratio in speedup.items()}
-        self.store.add_timing(Timing(backbone, backbone, 8, times, intervals, verdict))
 
-    def finish(self) -> Store:
-        write_json(self.store.folder / "plan.json", {"keys": self.keys})
+        def timed(ratio: float, said: str) -> Timed:
+            unreduced, own = (
+                (batch_size * ms * np.exp(noise * draw.randn(30))).tolist() for ms in (1.25, 1.25 / ratio)
+            )
+            interval = (ratio, ratio * (1 - noise), ratio * (1 + noise))
+            return Timed(own, unreduced, own, unreduced, [1] * 30, interval, interval, said, 64 / ratio)
+
+        models = {NULL: timed(1.0, verdict)}
+        for key, ratio in speedup.items():
+            models[key] = timed(ratio, verdict if abs(ratio - 1) > noise else "below resolution")
+        timing = Timing(
+            f"{backbone}-{mode}-{batch_size}",
+            backbone,
+            batch_size,
+            mode,
+            0,
+            models,
+            noise,
+            left_out or {},
+            {"threads": 1},
+        )
+        self.store.add_timing(timing)
+        return timing
+
+    def finish(self, timings: Sequence[tuple[str, int]] = ()) -> Store:
+        write_json(self.store.folder / "plan.json", {"keys": self.keys, "timings": timings})
         return self.store
 
 

@@ -137,7 +137,14 @@ def test_a_refused_cell_stands_below_the_table_with_its_reason(story):
 
 
 def test_results_and_figures_are_written_and_named(story):
-    for name in ("results.csv", "pareto_gmacs.png", "pareto_gmacs.svg", "pareto_speedup.png", "pareto_speedup.svg"):
+    for name in (
+        "results.csv",
+        "timings.csv",
+        "pareto_gmacs.png",
+        "pareto_gmacs.svg",
+        "pareto_speedup.png",
+        "pareto_speedup.svg",
+    ):
         assert (story.folder / name).stat().st_size > 100
         assert f"runs/{story.folder.name}/{name}" in story.finished.out
 
@@ -211,7 +218,7 @@ def test_help_explains_every_axis(axis, help_text):
 def test_help_names_every_setting(help_text):
     settings = re.findall(r"^(\w+):", (CONF / "config.yaml").read_text(), re.MULTILINE)
     assert [name for name in settings if name not in ("defaults", "timing") and name not in help_text] == []
-    assert "timing.rounds" in help_text and "timing.batch_size" in help_text
+    assert all(f"timing.{name}" in help_text for name in ("rounds", "batch_size", "modes"))
 
 
 def test_help_names_every_data_set_and_experiment(help_text):

@@ -79,6 +79,19 @@ def test_layers_are_one_choice_or_a_list_of_choices(text, choices):
     assert read_config([f"layers={text}"]).layers == choices
 
 
+def test_batch_sizes_and_modes_of_the_timing_are_one_or_a_list():
+    one, several = (read_config([word]).timing for word in ("timing.batch_size=4", "timing.batch_size=[1,8,1]"))
+    assert (one.batch_size, several.batch_size, one.modes) == ([4], [1, 8], ["eager"])
+    assert read_config(["timing.modes=compiled"]).timing.modes == ["compiled"]
+
+
+def test_every_mode_is_measured_at_every_batch_size_and_without_rounds_none():
+    words = ["timing.modes=[eager,compiled]", "timing.batch_size=[1,8]"]
+    pairs = [("eager", 1), ("eager", 8), ("compiled", 1), ("compiled", 8)]
+    assert read_config(words).timing.measurements == pairs
+    assert read_config([*words, "timing.rounds=0"]).timing.measurements == []
+
+
 # Experiments
 
 
@@ -127,7 +140,7 @@ WRONG = [
     ("method=tome", "no 'method' in the settings. Did you mean 'methods'"),
     ("+new=1", "no 'new' in the settings"),
     ("hydra.run.dir=x", "no 'hydra' in the settings"),
-    ("timing.round=20", "timing.rounds and timing.batch_size"),
+    ("timing.round=20", "there are timing.rounds, timing.batch_size, timing.modes"),
     ("methods.tome=1", "methods takes a value"),
     ("methods=[]", "methods must be a list of names"),
     ("methods=[1]", "methods must be a list of names"),
@@ -188,7 +201,12 @@ WRONG = [
     ("timing=off", "timing must be given by parts"),
     ("timing.rounds=10", "timing.rounds must be 0 (no timing) or at least 20"),
     ("timing.rounds=-1", "rounds must be at least 0"),
-    ("timing.batch_size=0", "batch_size must be at least 1"),
+    ("timing.batch_size=0", "timing.batch_size must be at least 1"),
+    ("timing.batch_size=[8,0]", "timing.batch_size must be at least 1"),
+    ("timing.batch_size=[]", "timing.batch_size must be a number or a list of numbers; the list is empty"),
+    ("timing.batch_size=[[8]]", "timing.batch_size must be a whole number"),
+    ("timing.modes=[]", "modes must be a list of names"),
+    ("timing.modes=fast", "timing.modes must be one of eager, compiled, cuda_graph; got 'fast'"),
     ("plugins=[nowhere.py]", "no plugin file at "),
     ("task=translation", "no 'translation' in task. There are"),
     ("task=null", "no 'None' in task"),

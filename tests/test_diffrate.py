@@ -242,7 +242,9 @@ def test_an_experiment_runs(name, pictures, tmp_path):
     """As it is, with all its tokens and layers, but for the width of the model."""
     config = read(name, str(pictures))
     narrow = config.sizes | {"embed_dim": 24, "num_heads": 3}
-    config = replace(config, sizes=narrow, batch_size=2, timing=Timing(rounds=0, batch_size=1), device="cpu")
+    config = replace(
+        config, sizes=narrow, batch_size=2, timing=Timing(rounds=0, batch_size=[1], modes=["eager"]), device="cpu"
+    )
     data, store = create_data(**config.data), Store(tmp_path).create()
     run_plan(make_plan(config, data), config, data, store, Console(quiet=True))
     unreduced, reduced = sorted(store.records(), key=lambda record: record.result["gmacs"], reverse=True)

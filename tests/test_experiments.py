@@ -262,7 +262,7 @@ def small(config, weights):
     """As it is, but for the model's sizes (not its number of frames, where it gives one) and what is taken away."""
     sizes = SMALL | ({"joint_dim": 512} if config.task == "retrieval" else {}) | config.sizes
     found = {"sizes": sizes, "weights": [f"{weights / config.task}.safetensors"], "amounts": [("r", [6, 2])]}
-    return replace(config, **found, batch_size=4, timing=Timing(rounds=0, batch_size=1))
+    return replace(config, **found, batch_size=4, timing=Timing(rounds=0, batch_size=[1], modes=["eager"]))
 
 
 RETRIEVAL_METRICS = {f"{kind}{way} R@{at}" for kind in ("", "ITC ") for way in ("T2V", "V2T") for at in (1, 5, 10)}

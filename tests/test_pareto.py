@@ -128,7 +128,7 @@ PANELS = [(draw_gmacs, over_gmacs), (draw_speedup, over_speedup)]
 
 def test_a_noisy_timing_is_said_in_the_figure(full):
     points = [point for point in over_speedup(full) if point.backbone == "mini_mean"]
-    assert "noisy: differences under 15.8 % are below resolution" in draw_speedup(points).get_xlabel()
+    assert "noisy: differences under 8.0 % are below resolution" in draw_speedup(points).get_xlabel()
 
 
 def test_an_axes_that_is_given_is_drawn_on(full):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from tokred.record import Record, Store, Timing, key_of, wilson, write_json
+from tokred.record import NULL, Record, Store, Timed, Timing, key_of, wilson, write_json
 
 ARRAYS = {"index": np.arange(3), "label": np.array([1, 0, 2]), "prediction": np.array([1, 1, 2])}
 
@@ -33,11 +33,34 @@ def test_predictions_come_back_as_they_were(store):
     assert found.keys() == ARRAYS.keys() and all(np.array_equal(found[name], ARRAYS[name]) for name in ARRAYS)
 
 
-def test_a_timing_comes_back_with_its_times(store):
-    timed = Timing("mini", "mini_cls", 8, {"unreduced": [1.5, 2.0]}, {"a": (1.0, 0.9, 1.1)}, "ok")
+def test_a_timing_comes_back_as_it_was(store):
+    model = Timed([1.5, 2.0], [3.0, 4.0], [], [], [0, 1], [2.0, 1.9, 2.1], None, "ok", peak_mib=1.25)
+    timed = Timing("mini", "mini_cls", 8, "compiled", 0, {NULL: model}, 0.1, {"a": "no graph"}, {"threads": 1})
     store.add_timing(timed)
+    assert store.all_timings() == [timed]
+
+
+FIRST = """{"name": "mini", "backbone": "mini_cls", "batch_size": 8, "times_ms": {"unreduced": [4.0, 6.0], "null": [4.0, 5.0],
+"a": [2.0, 3.0]}, "speedup": {"null": [1.1, 1.0, 1.2], "a": [2.0, 1.9, 2.1]}, "verdict": "noisy", "conditions": {"threads": 2},
+"unreduced": "unreduced", "null": "null", "schema": 1}"""
+
+
+def test_a_timing_of_the_first_schema_is_still_read(store):
+    (store.timings / "mini.json").write_text(FIRST)
     (found,) = store.all_timings()
-    assert found.times_ms == timed.times_ms and tuple(found.speedup["a"]) == timed.speedup["a"]
+    assert (found.mode, found.batch_size, found.conditions, found.left_out) == ("eager", 8, {"threads": 2}, {})
+    assert found.models["a"].times_ms == [2.0, 3.0] and found.models["a"].unreduced_ms == [4.0, 6.0]
+    assert found.models["a"].speedup == [2.0, 1.9, 2.1] and found.resolution == pytest.approx(0.2)
+    assert {model.verdict for model in found.models.values()} == {"noisy"} and found.models.keys() == {NULL, "a"}
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"schema": 1}', '{"schema": 9}', '{"schema": 2, "models": {"a": 1}}'])
+def test_a_file_that_is_no_timing_is_one_line_that_names_it(content, store):
+    path = store.timings / "a.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="is not a readable record") as error:
+        store.all_timings()
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_key_that_is_not_there_is_none(store):

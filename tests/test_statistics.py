@@ -15,7 +15,6 @@ from tokred.analysis.statistics import (
     least_detectable,
     mcnemar_exact,
     mcnemar_mid_p,
-    median_interval,
     paired_difference,
     paired_difference_over_seeds,
     seed_sd,
@@ -168,12 +167,6 @@ def test_seeds_that_all_get_everything_right_do_not_claim_certainty():
 def test_the_seeds_sd_is_of_their_accuracies():
     assert seed_sd(np.array([[1, 1, 0, 0], [1, 1, 1, 0]])) == pytest.approx(0.25 / math.sqrt(2))
     assert seed_sd(np.ones((1, 4))) is None
-
-
-@pytest.mark.parametrize(("num", "ranks"), [(20, (6, 15)), (30, (10, 21)), (40, (14, 27)), (3, (1, 3)), (1, (1, 1))])
-def test_the_interval_of_a_median_has_the_published_ranks(num, ranks):
-    found = median_interval(np.random.RandomState(0).permutation(num) + 1)
-    assert (found.low, found.high) == ranks
 
 
 # Samples that share a video

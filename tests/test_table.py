@@ -11,9 +11,10 @@ from rich.console import Console
 
 from tests.records import NUM_SAMPLES, full_run, new_run
 from tokred.analysis.rows import Row, rows, write_csv
+from tokred.analysis.speeds import speeds
 from tokred.analysis.statistics import accuracy_over_seeds
-from tokred.analysis.table import print_metrics, print_table
-from tokred.record import Record, Timing, wilson
+from tokred.analysis.table import print_left_out, print_metrics, print_table
+from tokred.record import NULL, Record, wilson
 
 
 def printed(table, width):
@@ -199,7 +200,8 @@ def test_of_two_timings_the_latest_counts(tmp_path):
     run = new_run(tmp_path)
     key = run.add("tome", share=0.5)
     for name, finished, ratio in (("a", "2026-01-02T00:00:00Z", 2.0), ("b", "2026-01-01T00:00:00Z", 1.5)):
-        run.store.add_timing(Timing(name, "mini_cls", 8, {}, {key: (ratio,) * 3}, "ok", {"finished": finished}))
+        timing = run.time({key: ratio})
+        run.store.add_timing(replace(timing, name=name, conditions={"finished": finished}))
     (row,) = rows(run.finish())
     assert row.speedup == 2.0
 
@@ -211,6 +213,19 @@ def test_a_speedup_comes_from_the_timing_and_the_unreduced_model_is_one(tmp_path
     unreduced, row = rows(run.finish())
     assert unreduced.speedup == 1.0
     assert (row.speedup, row.speedup_low, row.speedup_high) == pytest.approx((1.8, 1.8 * 0.995, 1.8 * 1.005))
+
+
+def test_the_reductions_share_of_the_time_comes_from_the_timing(tmp_path):
+    run = new_run(tmp_path)
+    run.add("none")
+    key = run.add("tome", share=0.5)
+    timing = run.time({key: 1.8})
+    timed = replace(timing.models[key], reduction_time_share=0.256)
+    run.store.add_timing(replace(timing, models=timing.models | {key: timed}))
+    table = rows(run.finish())
+    assert [row.reduction_time_share for row in table] == [None, 0.256]
+    (line,) = [line for line in printed(table, 160).splitlines() if line.startswith("tome")]
+    assert line.split()[-1] == "25.6"
 
 
 @pytest.mark.parametrize(
@@ -279,8 +294,55 @@ def test_notes_name_n_broken_files_and_the_timings_verdict(full):
     text = printed(full, 200)
     assert f"n = {NUM_SAMPLES} samples" in text
     assert "Broken files in moving_shapes" in text
-    assert "Timing of mini_cls: ok." in text
-    assert "Timing of mini_mean: noisy: speed differences under 15.8 % are below resolution." in text
+    assert "Timing of mini_cls, eager, batch 8: ok; speed differences under 1.0 % are below resolution." in text
+    assert "Timing of mini_mean, eager, batch 8: noisy; speed differences under 8.0 % are below resolution." in text
+
+
+@pytest.mark.parametrize(("ratio", "cell"), [(1.1, " 1.10 ["), (1.07, "~1.07 ["), (0.95, "~0.95 [")])
+def test_a_speedup_below_resolution_is_marked(tmp_path, ratio, cell):
+    run = new_run(tmp_path)
+    run.add("none")
+    run.time({run.add("tome", share=0.5): ratio}, verdict="noisy", noise=0.08)
+    text = printed(rows(run.finish()), 120)
+    assert cell in text and ("~: the speed-up differs from 1 by no more than" in text) is (cell[0] == "~")
+
+
+@pytest.mark.parametrize(
+    ("timings", "shown"),
+    [
+        ([("eager", 1), ("eager", 8), ("compiled", 1)], ("eager", 1)),
+        ([("compiled", 8), ("eager", 1)], ("eager", 1)),  # of the first there is none
+        ([("compiled", 1), ("eager", 1)], ("compiled", 1)),
+        ([("eager", 32)], ("compiled", 1)),  # none of them: the latest
+    ],
+)
+def test_the_table_shows_the_first_mode_and_batch_size_of_the_sweep(tmp_path, timings, shown):
+    run = new_run(tmp_path)
+    run.add("none")
+    key, there = run.add("tome", share=0.5), [("eager", 1), ("eager", 8), ("compiled", 1)]
+    for number, (mode, size) in enumerate(there):
+        timing = run.time({key: 1.5 + number}, mode=mode, batch_size=size)
+        run.store.add_timing(replace(timing, conditions={"finished": f"2026-01-0{number + 1}T00:00:00Z"}))
+    for row in rows(run.finish(timings)):
+        assert (row.timing_mode, row.timing_batch_size) == shown
+    assert row.speedup == 1.5 + there.index(shown)
+
+
+def test_what_was_not_timed_is_said_with_its_reason(tmp_path):
+    run = new_run(tmp_path)
+    run.add("none")
+    tome, ats = run.add("tome", share=0.5), run.add("ats", share=0.5)
+    run.time({tome: 1.5}, mode="compiled", left_out={ats: "it has no one graph"})
+    dropped = replace(
+        run.time({}, batch_size=64), models={}, left_out=dict.fromkeys((NULL, tome, ats), "out of memory")
+    )
+    run.store.add_timing(dropped)
+    file = io.StringIO()
+    print_left_out(speeds(run.finish()), Console(file=file, width=120))
+    assert sorted(file.getvalue().splitlines()) == [
+        "Not timed: mini_cls, compiled, batch 8, ats budget 0.5: it has no one graph",
+        "Not timed: mini_cls, eager, batch 64: out of memory",
+    ]
 
 
 def test_without_a_timing_there_is_no_speed_column(tmp_path):

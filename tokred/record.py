@@ -4,7 +4,7 @@ A record is one JSON file, written whole (to a temporary name, flushed, renamed)
 lie beside it. Its key is the hash of what determines the result, so that a changed method, checkpoint or data set is another
 record. Timings are apart, in files of their own: they belong to a machine and a moment.
 
-    RUN/plan.json                     the cells of the latest sweep, in order
+    RUN/plan.json                     the cells of the latest sweep, in order, and what was to be timed
     RUN/cells/KEY.json                a record
     RUN/cells/KEY.predictions.npz     sample indices, labels, predictions
     RUN/timings/NAME.json             one interleaved measurement
@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from typing import Any
 import numpy as np
 
 SCHEMA = 1
+TIMING_SCHEMA = 2
+NULL = "null"  # in a timing: the unreduced model, timed as if it were a cell
 STATUSES = ("done", "refused", "failed", "invalid")
 
 
@@ -45,24 +48,51 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """One interleaved measurement of several cells of one backbone (``tokred.timing``).
+class Timed:
+    """One model in a measurement: milliseconds a call in each round, and those of the unreduced model right beside it, as
+    ``tokred.timing.Times`` has them, which says what ``place`` is.
 
-    ``times_ms``: key -> a time per round; ``unreduced`` and ``null`` name the two entries that are the same model.
-    ``speedup``: key -> (median, low, high) of the ratio unreduced / cell within rounds, 95 % interval.
-    ``verdict``: "ok", or "noisy" where the model timed against itself shows more than 3 %.
+    ``speedup`` and ``cpu_ratio``: (median, low, high) over rounds of the ratio unreduced / model, 95 % interval; of CPU times it
+    means something on one thread only, and on CUDA there is none. ``verdict``: "ok"; "noisy" where the unreduced model timed
+    against itself shows more than 3 %; "below resolution" where the model differs by no more than that one does from itself.
+    ``peak_mib``: the most that a forward held at once, parameters and input left out; ``reserved_mib``: the most that the CUDA
+    allocator kept for the process. ``compile_s``: of a compiled model the first call. ``reduction_time_share``: of an eager one
+    what statistics, matching and merging take of its time (``tokred.profile``).
+    """
+
+    times_ms: list[float]
+    unreduced_ms: list[float]
+    cpu_ms: list[float]
+    unreduced_cpu_ms: list[float]
+    place: list[int]
+    speedup: tuple[float, float, float]
+    cpu_ratio: tuple[float, float, float] | None
+    verdict: str
+    peak_mib: float | None = None
+    reserved_mib: float | None = None
+    compile_s: float | None = None
+    reduction_time_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One measurement of several cells of one backbone: one mode (eager, compiled, cuda_graph), one batch size, the same for all.
+
+    ``models``: key -> the model; ``NULL`` is the unreduced model itself, whose verdict is "ok" or "noisy". ``left_out``:
+    key -> why it was not timed; out of memory in one model leaves all out, and ``models`` is empty. The order of each round
+    was drawn from ``seed``. ``resolution``: how far the speed-up of the unreduced model over itself may lie from 1.
     """
 
     name: str
     backbone: str
     batch_size: int
-    times_ms: dict[str, list[float]]
-    speedup: dict[str, tuple[float, float, float]]
-    verdict: str
+    mode: str
+    seed: int
+    models: dict[str, Timed]
+    resolution: float | None
+    left_out: dict[str, str] = field(default_factory=dict)
     conditions: dict[str, Any] = field(default_factory=dict)
-    unreduced: str = "unreduced"
-    null: str = "null"
-    schema: int = SCHEMA
+    schema: int = TIMING_SCHEMA
 
 
 def key_of(content: Any) -> str:
@@ -101,8 +131,11 @@ class Store:
 
     def planned(self) -> list[Record]:
         """The records of the latest plan, in its order; those that are not there yet are left out."""
-        keys = read_json(self.folder / "plan.json")["keys"]
-        return [record for key in keys if (record := self.get(key)) is not None]
+        return [record for key in self.plan()["keys"] if (record := self.get(key)) is not None]
+
+    def plan(self) -> dict[str, Any]:
+        """Of the latest sweep: ``keys``, the cells in order, and ``timings``, [mode, batch size] pairs, the headline first."""
+        return read_json(self.folder / "plan.json")
 
     def predictions_path(self, key: str) -> Path:
         return self.cells / f"{key}.predictions.npz"
@@ -112,15 +145,15 @@ class Store:
             return dict(arrays)
 
     def add_timing(self, timing: Timing) -> None:
-        write_json(self.timings / f"{timing.name}.json", asdict(timing))
+        write_json(self.timings / f"{timing.name}.json", asdict(timing), indent=None)
 
     def all_timings(self) -> list[Timing]:
-        return [_read(Timing, path) for path in sorted(self.timings.glob("*.json"))]
+        return [_read(_timing, path) for path in sorted(self.timings.glob("*.json"))]
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Written whole or not at all. Raises ValueError on NaN and infinities, which are not JSON."""
-    text = json.dumps(content, indent=1, allow_nan=False)
+def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
+    """Written whole or not at all; without ``indent`` on one line. Raises ValueError on NaN and infinities: they are not JSON."""
+    text = json.dumps(content, indent=indent, separators=None if indent else (",", ":"), allow_nan=False)
     _write_whole(path, lambda file: file.write(text.encode()))
 
 
@@ -131,13 +164,32 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not a readable record ({error}); delete it and run the sweep again") from error
 
 
-def _read(kind: type[Any], path: Path) -> Any:
+def _read(kind: Callable[..., Any], path: Path) -> Any:
     """Raises ValueError where the file holds something else, such as what another version wrote."""
     content = read_json(path)
     try:
         return kind(**content)
-    except TypeError as error:
+    except (TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"{path} is not a readable record ({error}); delete it and run the sweep again") from error
+
+
+def _timing(*, schema: int, **content: Any) -> Timing:
+    if schema == 1:
+        return _first_timing(**content)
+    content["models"] = {key: Timed(**model) for key, model in content["models"].items()}
+    return Timing(**content, schema=schema)
+
+
+def _first_timing(times_ms: dict, speedup: dict, verdict: str, unreduced: str, null: str, **content: Any) -> Timing:
+    """Of schema 1: eager, all models in turn, their ratio to the one time of the unreduced model in the round, the order and all
+    else that is missing here not kept."""
+    base = times_ms.get(unreduced, [])
+    models = {
+        (NULL if key == null else key): Timed(times_ms.get(key, []), base, [], [], [], ratio, None, verdict)
+        for key, ratio in speedup.items()
+    }
+    resolution = max(abs(end - 1) for end in speedup[null]) if null in speedup else None
+    return Timing(**content, mode="eager", seed=0, models=models, resolution=resolution, schema=1)
 
 
 def wilson(num_correct: int, num_samples: int, *, z: float = 1.959963984540054) -> tuple[float, float]:

@@ -1,0 +1,244 @@
+"""The speed of a group's cells beside the unreduced model: a measurement for each mode and batch size, the same for all."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from tokred import ReducedModel, timing
+from tokred.lit import EvaluationData, autocast
+from tokred.memory import Peak, peak_memory, ran_out
+from tokred.profile import reduction_share
+from tokred.record import NULL, Store, Timed, Timing, key_of
+from tokred.sweeps.accuracy import Bench
+from tokred.sweeps.conditions import conditions_of, device_of
+from tokred.sweeps.config import SweepConfig
+from tokred.sweeps.plan import Cell, Group, build_method
+
+SEED = 0  # of the order in a round
+NO_LIMIT = 10**6
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured together."""
+
+    mode: str
+    batch_size: int
+    cells: list[Cell]
+    name: str
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A model that has run once in its mode, on the batch."""
+
+    run: Callable[[], object]
+    peak: Peak
+    compile_s: float | None
+
+
+def open_measurements(group: Group, config: SweepConfig, store: Store) -> list[Measurement]:
+    """Those that are not there yet. One that memory did not suffice for is tried again."""
+    cells, there = _cells(group, store), {found.name for found in store.all_timings() if found.models}
+    wanted = [
+        Measurement(mode, size, cells, _name(group, cells, config, mode, size))
+        for mode, size in config.timing.measurements
+    ]
+    return [measurement for measurement in wanted if cells and measurement.name not in there]
+
+
+def measure(measurement: Measurement, bench: Bench, progress: Progress, title: str) -> Timing:
+    """On one batch of the data."""
+    config, device, started = bench.config, device_of(bench.config), _load()
+    models: dict[str, nn.Module] = {NULL: bench.backbone}
+    models |= {cell.key: _built(cell, bench) for cell in measurement.cells}
+    on_round = _announced(measurement, len(models), config.timing.rounds, progress, title)
+    try:
+        inputs = one_batch(bench.samples, bench.backbone.sample_shape, measurement.batch_size).to(device)
+        with torch.inference_mode(), autocast(device, config.precision), _compiler(measurement.mode):
+            ready, left_out = _made_ready(models, inputs, measurement, device)
+            times = _timed(ready, config.timing.rounds, device, on_round) if ready else {}
+            shares = {name: _reduction_share(models[name], inputs, measurement.mode) for name in times}
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        times, left_out = {}, _dropped(models, "a model")
+    found = {name: _result(of_model, times[NULL], ready[name], shares[name]) for name, of_model in times.items()}
+    return Timing(
+        measurement.name,
+        bench.group.backbone,
+        measurement.batch_size,
+        measurement.mode,
+        SEED,
+        found,
+        timing.resolution(found[NULL].speedup) if found else None,
+        left_out,
+        conditions_of(config) | {"load": [started, _load()]},
+    )
+
+
+def _cells(group: Group, store: Store) -> list[Cell]:
+    """Of the done ones one a method and schedule, since other seeds run the same sums."""
+    seen, cells = set(), []
+    for cell in group.cells[1:]:
+        what, record = key_of({**cell.spec, "seed": None}), store.get(cell.key)
+        if record is not None and record.status == "done" and what not in seen:
+            seen.add(what)
+            cells.append(cell)
+    return cells
+
+
+def _name(group: Group, cells: Sequence[Cell], config: SweepConfig, mode: str, batch_size: int) -> str:
+    """Another machine, mode, batch size or number of rounds is another measurement."""
+    conditions = {
+        name: value for name, value in conditions_of(config).items() if name in ("torch", "device", "threads")
+    }
+    content = [[cell.key for cell in cells], config.timing.rounds, batch_size, mode, conditions]
+    return f"{group.backbone.replace('/', '_')}-{key_of(content)[:12]}"
+
+
+def _built(cell: Cell, bench: Bench) -> nn.Module:
+    assert cell.schedule is not None
+    return ReducedModel(bench.backbone, build_method(cell, **_solved(cell, bench.store)), cell.schedule).eval()
+
+
+def _solved(cell: Cell, store: Store) -> dict[str, Any]:
+    """The option that calibration found for the cell."""
+    record = store.get(cell.key)
+    found = None if record is None else record.result.get("calibration")
+    return {found["option"]: found["value"]} if found else {}
+
+
+def one_batch(samples: EvaluationData, shape: tuple[int, ...], size: int) -> Tensor:
+    """``size`` inputs from the data, the first ones again where there are fewer; of several views of a sample each is one."""
+    found = [one for inputs in samples.first_inputs(size) for one in inputs.reshape(-1, *shape)]
+    return torch.stack([found[place % len(found)] for place in range(size)])
+
+
+def _made_ready(
+    models: Mapping[str, nn.Module], inputs: Tensor, measurement: Measurement, device: str
+) -> tuple[dict[str, _Ready], dict[str, str]]:
+    """The models, and of those that cannot be timed the reason."""
+    ready, left_out = {}, {}
+    labels = {NULL: "the unreduced model"} | {cell.key: cell.label for cell in measurement.cells}
+    for name, model in models.items():
+        try:
+            ready[name] = _made_ready_one(model, inputs, measurement.mode, device)
+        except RuntimeError as error:
+            if ran_out(error):
+                return {}, _dropped(models, labels[name])
+            left_out[name] = str(error).strip().splitlines()[0]
+    if NULL in left_out:
+        return {}, dict.fromkeys(models, f"the unreduced model does not run: {left_out[NULL]}")
+    return ready, left_out
+
+
+def _dropped(models: Iterable[str], culprit: str) -> dict[str, str]:
+    """A comparison at a batch size that only some can hold would be none."""
+    return dict.fromkeys(models, f"{culprit} ran out of memory, so this batch size is dropped for all")
+
+
+def _made_ready_one(model: nn.Module, inputs: Tensor, mode: str, device: str) -> _Ready:
+    called = torch.compile(model, fullgraph=True, dynamic=False) if mode == "compiled" else model
+    call, start = partial(called, inputs), time.perf_counter()
+    call()
+    compile_s = time.perf_counter() - start if mode == "compiled" else None
+    peak = peak_memory(call, device)
+    return _Ready(_graphed(call) if mode == "cuda_graph" else call, peak, compile_s)
+
+
+def _graphed(call: Callable[[], object]) -> Callable[[], object]:
+    """A replay of the kernels of one call, which costs no time on the CPU. Captured after calls on a stream of its own, as
+    torch.cuda.graph asks for."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(timing.WARM_UP_CALLS):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+
+    def replay(call: Callable[[], object] = call) -> None:  # the graph reads what the call holds
+        graph.replay()
+
+    return replay
+
+
+@contextmanager
+def _compiler(mode: str) -> Iterator[None]:
+    """Without the limit on how many graphs a forward may have, since each model has one of its own; they go at the end."""
+    if mode != "compiled":
+        yield
+        return
+    limits = {"recompile_limit": NO_LIMIT, "accumulated_recompile_limit": NO_LIMIT}
+    try:
+        with torch._dynamo.config.patch(limits):
+            yield
+    finally:
+        torch._dynamo.reset()
+
+
+def _announced(
+    measurement: Measurement, num_models: int, rounds: int, progress: Progress, title: str
+) -> Callable[[], None]:
+    """To be called after every round."""
+    what = f"{title}: speed, {measurement.mode}, batch {measurement.batch_size}"
+    if progress.disable:  # no terminal to draw a bar on
+        said = f"{what}: {rounds} rounds of {num_models} models"
+        progress.console.print(said, highlight=False, markup=False, soft_wrap=True)
+    return partial(progress.advance, progress.add_task(what, total=rounds))
+
+
+def _timed(
+    ready: Mapping[str, _Ready], rounds: int, device: str, on_round: Callable[[], None]
+) -> dict[str, timing.Times]:
+    return timing.beside(
+        ready[NULL].run,
+        {name: model.run for name, model in ready.items()},
+        rounds=rounds,
+        seed=SEED,
+        block=timing.block_on(device),
+        on_round=on_round,
+    )
+
+
+def _reduction_share(model: nn.Module, inputs: Tensor, mode: str) -> float | None:
+    """None where parts cannot be told apart, and where memory does not suffice for running some of them once more."""
+    if mode != "eager" or not isinstance(model, ReducedModel):
+        return None
+    try:
+        return round(reduction_share(model, inputs), 4)
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        return None
+
+
+def _result(times: timing.Times, null: timing.Times, ready: _Ready, share: float | None) -> Timed:
+    control = times is null
+    verdict = timing.control(null.speedup()) if control else timing.verdict(times.speedup(), null.speedup())
+    return Timed(
+        **asdict(times),
+        speedup=times.speedup(),
+        cpu_ratio=times.cpu_ratio(),
+        verdict=verdict,
+        peak_mib=round(ready.peak.held_mib, 3),
+        reserved_mib=ready.peak.reserved_mib,
+        compile_s=None if ready.compile_s is None else round(ready.compile_s, 3),
+        reduction_time_share=share,
+    )
+
+
+def _load() -> float | None:
+    """Processes that wanted a core in the last minute; a noisy timing has its reason there. Windows does not count them."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
