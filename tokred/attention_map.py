@@ -6,8 +6,9 @@ Three ways, chosen by ``attend_and_measure`` and equal up to rounding:
   twice, and the log-size bias costs no second softmax.
 - CUDA: the kernels of ``tokred.kernels``, where triton is installed, for heads of up to 128 channels in float16, bfloat16 or
   float32, on NVIDIA GPUs from Ampere on.
-- ``in_chunks`` for all else: where a gradient is wanted, the map itself or its mean over heads, in ``torch.export`` and
-  ``torch.jit.trace``, on CUDA without triton or beyond its limits, and on other devices. Plain differentiable operations.
+- ``in_chunks`` for all else: where a gradient is wanted, the map itself or its mean over heads, in ``torch.export`` (and so
+  in ONNX) and ``torch.jit.trace``, for subclasses of Tensor (fake ones, which have no values), on CUDA without triton or
+  beyond its limits, and on other devices. Plain differentiable operations.
 
 ``torch.compile`` sees the first two as one operator, ``tokred::attend``.
 
@@ -122,6 +123,7 @@ def _sums_only(q_BHND, k_BHND, v_BHND, bias_BN, statistics) -> bool:
     return (
         set(statistics) <= set(SUMS)
         and q_BHND.device.type in ("cpu", "cuda")
+        and type(q_BHND) is Tensor
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in given))
         and not torch.compiler.is_exporting()
         and not torch.jit.is_tracing()
