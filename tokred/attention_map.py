@@ -102,7 +102,8 @@ def in_chunks(
     B, H, N, _ = q_BHND.shape
     used_BN, seen_BN = _masks(bias_BN, valid_BN, biased)
     real_BN = _real(q_BHND, valid_BN)
-    chunk = N if "map" in statistics else max(16, _CHUNK_ELEMENTS // (B * H * N))
+    together = B if isinstance(B, int) else 1  # a program for batches of any size has one way to cut
+    chunk = N if "map" in statistics else max(16, _CHUNK_ELEMENTS // (together * H * N))
     outputs: list[Tensor] = []
     parts: dict[str, list[Tensor]] = {name: [] for name in statistics}
     for q_BHQD, real_BQ in zip(q_BHND.split(chunk, dim=2), real_BN.split(chunk, dim=1), strict=True):
