@@ -31,9 +31,8 @@ class GridPool(Method):
 
     def assign(self, tokens: Tokens, attention: Attention | None, keep: int) -> Assignment:
         prefix, num = tokens.prefix, tokens.num - tokens.prefix
-        whole = tokens.grid is not None and prod(tokens.grid) == num
-        assert tokens.grid is not None or not whole
-        cell_N = self._cells(tokens.grid if whole else (1, 1, num), keep - prefix, tokens.x_BNC.device)
+        grid = tokens.grid if tokens.grid is not None and prod(tokens.grid) == num else (1, 1, num)
+        cell_N = self._cells(grid, keep - prefix, tokens.x_BNC.device)
         cell_BN = cell_N.expand(tokens.x_BNC.shape[0], -1)
         return Assignment(matching.groups_behind_prefix(cell_BN, prefix), keep)
 

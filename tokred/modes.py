@@ -1,4 +1,4 @@
-"""Which method works in which mode: compiled, without a wait of the host, exported, in ONNX. Makes docs/modes.md: ``python -m tokred.modes``.
+"""Which method works in which mode: compiled, without a wait of the host, exported, in ONNX. Makes docs/modes.md.
 
 Each mode is a function of a ``Case`` that raises where the method does not work in it, or gives something else than eager.
 ONNX needs onnx, onnxscript and onnxruntime (``pip install -e ".[dev]"``).
@@ -33,8 +33,8 @@ _PAGE = """\
 Which method works in which mode, put together by `{command}`. A test runs every method in every mode,
 and fails where this page says otherwise.
 
-- **yes**: it works as it is. *compile* gives the logits of eager mode within 1e-6 of the largest, *export* and *ONNX* its logits and
-  its tokens within 1e-5; for *no host sync* see below.
+- **yes**: it works as it is. *compile* gives the logits of eager mode within 1e-6 of the largest, *export* and *ONNX* its logits
+  and its tokens within 1e-5; for *no host sync* see below.
 - **padded**: likewise; but the counts of this method differ by sample, and a graph keeps all the padding that eager mode trims to
   the fullest sample of a batch, so that it saves what the schedule's cap says (r, keep_rate, tokens), and without one nothing.
 
@@ -43,9 +43,9 @@ and fails where this page says otherwise.
 - **compile**: `torch.compile(model, fullgraph=True)` makes one graph. Tried with dynamo alone (`backend="eager"`).
 - **no host sync**: in a forward the host waits for no value of the device and copies nothing to it or from it, which is what the
   capture of a CUDA graph asks for. Tried without CUDA, on fake CUDA tensors, which have no values, after one forward to warm up,
-  which a capture needs anyway (`grid_pool` copies its cells then). **No CUDA graph has been captured on a GPU yet**: the test that
-  does so, and compares outputs, is skipped where there is none. The Triton kernels, which attention statistics use on CUDA, had
-  no part in it.
+  which a capture needs anyway (`grid_pool` copies its cells then). **No CUDA graph has been captured on a GPU yet**: the test
+  that does so, and compares outputs, is skipped where there is none. The Triton kernels, which attention statistics use on
+  CUDA, had no part in it.
 - **export**: `torch.export.export(model, (inputs,), dynamic_shapes=({{0: Dim("batch")}},))`, run by torch on two sizes of batch.
 - **ONNX**: `torch.onnx.export(model, (inputs,), dynamo=True, optimize=False)`, run by onnxruntime on the CPU. Sorts are stable in
   it, and draws those of eager mode. Inputs are float32; of half precision and of int8 nothing is known.
@@ -60,9 +60,9 @@ Versions: {versions}.
     program = torch.export.export(small, (images,))
     torch.onnx.export(small, (images,), "small.onnx", dynamo=True)      # pip install onnx onnxscript
 
-A method of your own is tried so: `tokred.modes.in_onnx(tokred.testing.Case("my_method", model))`, and likewise `exported`, `captured`
-and `compiled`. What ONNX has no operator for (stable sorts, `searchsorted`, the bits of a float) is replaced while it exports, in
-[tokred/onnx_export.py](../tokred/onnx_export.py); `scatter_add` and `scatter_reduce` it has (ScatterElements).
+A method of your own is tried so: `tokred.modes.in_onnx(tokred.testing.Case("my_method", model))`, and likewise `exported`,
+`captured` and `compiled`. What has no translation to ONNX (stable sorts, `searchsorted`, the bits of a float) is replaced while
+it exports, in [tokred/onnx_export.py](../tokred/onnx_export.py); `scatter_add` and `scatter_reduce` have one (ScatterElements).
 """
 
 
@@ -101,9 +101,12 @@ def in_onnx(case: Case, *, optimize: bool = False, any_batch: bool = False) -> N
     import onnxruntime
 
     whole = _Whole(case.reduced()).eval()
-    how = {"dynamo": True, "verbose": False, "optimize": optimize, "dynamic_shapes": _ANY_BATCH if any_batch else None}
+    shapes = _ANY_BATCH if any_batch else None
     with torch.no_grad():
-        program = torch.onnx.export(whole, (case.inputs,), **how)
+        program = torch.onnx.export(
+            whole, (case.inputs,), dynamo=True, verbose=False, optimize=optimize, dynamic_shapes=shapes
+        )
+    assert program is not None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors: it warns of every cast that it cannot fold
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), options)
@@ -140,7 +143,8 @@ class _NothingOfTheHost(TorchDispatchMode):
         before, after = (args[0] if args else None), found
         if isinstance(before, Tensor) and isinstance(after, Tensor) and before.device != after.device:
             raise RuntimeError(f"{func} copies from {before.device} to {after.device}")
-        if func is torch.ops.aten.index_put_.default and any(place.dtype is torch.bool for place in args[1]):
+        puts = torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default
+        if func in puts and any(place is not None and place.dtype is torch.bool for place in args[1]):
             raise RuntimeError(f"{func} with a mask waits for how much it selects")
         return found
 

@@ -36,7 +36,7 @@ def count_below(sorted_BN: Tensor, value_BV: Tensor) -> Tensor:
 
 
 def float_bits(x: Tensor) -> Tensor:
-    """The bits of float32 numbers, as int32: sign, exponent and fraction, of finite ones. ONNX reinterprets bits from opset 26 on.
+    """The bits of float32 numbers, finite ones, as int32: sign, exponent, fraction. ONNX reinterprets bits from opset 26 on only.
 
     All products are with powers of two, and exact.
 
