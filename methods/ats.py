@@ -53,7 +53,7 @@ class ATS(Method):
         drawn_BP &= drawn_BP.flip(1).cumsum(1).flip(1) <= most
         order_BK = (~drawn_BP).long().argsort(dim=1, stable=True)[:, :most]
         index_BK = matching.with_prefix(rising_BP.gather(1, order_BK) + prefix, prefix)
-        valid_BK = torch.cat([real_BP.new_ones(len(real_BP), prefix), drawn_BP.gather(1, order_BK)], 1)
+        valid_BK = torch.cat([real_BP.new_ones(real_BP.shape[0], prefix), drawn_BP.gather(1, order_BK)], 1)
         return Assignment.select(index_BK, tokens.num, valid_BK)
 
     def _draws(self, tokens: Tokens) -> int:

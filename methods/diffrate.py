@@ -50,7 +50,7 @@ class DiffRate(Method):
         x_BNC = gather_rows(tokens.x_BNC.detach(), order_BN)
         best_BR, partner_BR = matching.cosines(x_BNC[:, keep:], x_BNC[:, prefix:keep]).max(-1)
         is_merged_R = torch.arange(keep, num, device=order_BN.device) < self._num_after_pruning(tokens, keep)
-        stays_BK = torch.arange(keep, device=order_BN.device).expand(len(order_BN), -1)
+        stays_BK = torch.arange(keep, device=order_BN.device).expand(order_BN.shape[0], -1)
         group_BN = torch.cat([stays_BK, (prefix + partner_BR).where(is_merged_R, -1)], 1)
         mass_BN = torch.cat([torch.ones_like(stays_BK, dtype=torch.float32), best_BR.clamp_min(0)], 1)
         group_BN = torch.empty_like(order_BN).scatter(1, order_BN, group_BN)

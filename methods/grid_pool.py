@@ -25,18 +25,29 @@ class GridPool(Method):
     site = "input"
     other_sites = ("before_attention", "after_attention", "after_mlp")
 
+    def __init__(self):
+        super().__init__()
+        self._known: dict[tuple, Tensor] = {}  # so that only the first forward copies cells to the device
+
     def assign(self, tokens: Tokens, attention: Attention | None, keep: int) -> Assignment:
         prefix, num = tokens.prefix, tokens.num - tokens.prefix
-        whole = tokens.grid is not None and prod(tokens.grid) == num
-        assert tokens.grid is not None or not whole
-        cell_N = _as_tensor(tokens.grid if whole else (1, 1, num), keep - prefix).to(tokens.x_BNC.device)
+        grid = tokens.grid if tokens.grid is not None and prod(tokens.grid) == num else (1, 1, num)
+        cell_N = self._cells(grid, keep - prefix, tokens.x_BNC.device)
         cell_BN = cell_N.expand(tokens.x_BNC.shape[0], -1)
         return Assignment(matching.groups_behind_prefix(cell_BN, prefix), keep)
 
+    def _cells(self, grid: tuple[int, int, int], num: int, device: torch.device) -> Tensor:
+        if torch.compiler.is_compiling():  # there it is a constant of the graph
+            return _as_tensor(grid, num, device)
+        place = grid, num, device
+        if place not in self._known:
+            self._known[place] = _as_tensor(*place)
+        return self._known[place]
+
 
 @torch.compiler.assume_constant_result  # thousands of steps of Python, which dynamo would trace
-def _as_tensor(grid: tuple[int, int, int], num: int) -> Tensor:
-    return torch.tensor(cells(grid, num))
+def _as_tensor(grid: tuple[int, int, int], num: int, device: torch.device) -> Tensor:
+    return torch.tensor(cells(grid, num), device=device)
 
 
 @cache

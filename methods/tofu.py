@@ -78,4 +78,4 @@ class ToFu(Method):
 
 def _largest(value_BN: Tensor, group_BN: Tensor, num_groups: int) -> Tensor:
     """(B, K): the largest value in each group."""
-    return value_BN.new_zeros(len(value_BN), num_groups).scatter_reduce(1, group_BN, value_BN, "amax")
+    return value_BN.new_zeros(value_BN.shape[0], num_groups).scatter_reduce(1, group_BN, value_BN, "amax")

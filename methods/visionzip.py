@@ -55,7 +55,9 @@ class VisionZip(Method):
         )
         target_BT, source_BA = every_step(other_BR, num_contextual)
         key_BND = F.normalize(attention.k_BHND.detach().mean(1).float(), dim=-1)
-        source_BAD, target_BTD = (key_BND.take_along_dim(place[..., None], 1) for place in (source_BA, target_BT))
+        source_BAD, target_BTD = (
+            key_BND.gather(1, place[..., None].expand(-1, -1, key_BND.shape[2])) for place in (source_BA, target_BT)
+        )
         partner_BA = (source_BAD @ target_BTD.mT).argmax(-1)
         slot_BT = torch.arange(keep - num_contextual, keep, device=group_BN.device).expand_as(target_BT)
         group_BN = group_BN.scatter(1, target_BT, slot_BT).scatter(1, source_BA, slot_BT.gather(1, partner_BA))

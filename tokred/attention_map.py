@@ -6,8 +6,9 @@ Three ways, chosen by ``attend_and_measure`` and equal up to rounding:
   twice, and the log-size bias costs no second softmax.
 - CUDA: the kernels of ``tokred.kernels``, where triton is installed, for heads of up to 128 channels in float16, bfloat16 or
   float32, on NVIDIA GPUs from Ampere on.
-- ``in_chunks`` for all else: where a gradient is wanted, the map itself or its mean over heads, in ``torch.export`` and
-  ``torch.jit.trace``, on CUDA without triton or beyond its limits, and on other devices. Plain differentiable operations.
+- ``in_chunks`` for all else: where a gradient is wanted, the map itself or its mean over heads, in ``torch.export`` (and so
+  in ONNX) and ``torch.jit.trace``, for subclasses of Tensor (fake ones, which have no values), on CUDA without triton or
+  beyond its limits, and on other devices. Plain differentiable operations.
 
 ``torch.compile`` sees the first two as one operator, ``tokred::attend``.
 
@@ -101,7 +102,8 @@ def in_chunks(
     B, H, N, _ = q_BHND.shape
     used_BN, seen_BN = _masks(bias_BN, valid_BN, biased)
     real_BN = _real(q_BHND, valid_BN)
-    chunk = N if "map" in statistics else max(16, _CHUNK_ELEMENTS // (B * H * N))
+    together = B if isinstance(B, int) else 1  # a program for batches of any size has one way to cut
+    chunk = N if "map" in statistics else max(16, _CHUNK_ELEMENTS // (together * H * N))
     outputs: list[Tensor] = []
     parts: dict[str, list[Tensor]] = {name: [] for name in statistics}
     for q_BHQD, real_BQ in zip(q_BHND.split(chunk, dim=2), real_BN.split(chunk, dim=1), strict=True):
@@ -122,6 +124,7 @@ def _sums_only(q_BHND, k_BHND, v_BHND, bias_BN, statistics) -> bool:
     return (
         set(statistics) <= set(SUMS)
         and q_BHND.device.type in ("cpu", "cuda")
+        and type(q_BHND) is Tensor
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in given))
         and not torch.compiler.is_exporting()
         and not torch.jit.is_tracing()

@@ -62,7 +62,9 @@ up to date.
   token, beside it. *Map in chunks*: written out, some queries at a time. *Whole map*: written out and held, N x N; *whole
   maps*: those of every head.
 - **own MACs**: of matrix products that it adds, where a quarter of the 197 tokens of a ViT-B goes, as a share of one unreduced
-  layer; and the power of N they grow with. Sorting and gathering cost time and no MACs: see [macs.md](macs.md)."""
+  layer; and the power of N they grow with. Sorting and gathering cost time and no MACs: see [macs.md](macs.md).
+
+Which of them work compiled, exported and in ONNX: [modes.md](modes.md)."""
 
 
 def markdown(methods: Iterable[type[Method]]) -> str:

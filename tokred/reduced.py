@@ -15,6 +15,7 @@ from tokred.attention import Attention, measure, plain
 from tokred.cost import Cost, count
 from tokred.matching import sample_key
 from tokred.model import SITES, Backbone, Method
+from tokred.onnx_export import only_what_onnx_has
 from tokred.rows import gather_rows
 from tokred.schedule import Schedule
 from tokred.tokens import Tokens
@@ -69,6 +70,10 @@ class ReducedModel(nn.Module):
     def run(self, inputs: Tensor, *, states: list[Tokens] | None = None, counts: list[Tensor] | None = None) -> Tokens:
         """The tokens that reach the head. Appends those that leave each layer to ``states``, traced, where it is given, and to
         ``counts`` how many (B,) they are in each sample."""
+        with only_what_onnx_has():
+            return self._run(inputs, states, counts)
+
+    def _run(self, inputs: Tensor, states: list[Tokens] | None, counts: list[Tensor] | None) -> Tokens:
         tokens = self.embedded(inputs)
         if states is not None:
             tokens = tokens.traced()
@@ -210,9 +215,9 @@ def reduce_inside(backbone: Backbone, layer: int, tokens: Tokens, method: Method
 
 def trimmed(tokens: Tokens) -> Tokens:
     """Padding that nobody needs goes, where shapes may follow values: not in a graph, and not without values."""
-    if tokens.valid_BN is None or torch.compiler.is_compiling() or tokens.x_BNC.device.type == "meta":
-        return tokens
-    return tokens.trimmed()
+    x_BNC = tokens.x_BNC
+    in_graph = torch.compiler.is_compiling() or (x_BNC.is_cuda and torch.cuda.is_current_stream_capturing())
+    return tokens if tokens.valid_BN is None or in_graph or x_BNC.is_meta else tokens.trimmed()
 
 
 def check_fits(backbone: Backbone, method: Method) -> None:

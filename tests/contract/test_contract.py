@@ -46,11 +46,11 @@ def where_options_are_tried(method: str) -> str:
 
 
 def pairs() -> list:
-    """Every claim on every case. Dynamo takes seconds to trace one, so that by default it sees each method on one model, and each
-    model with one method; the others, options among them, are marked slow."""
+    """Every claim on every case. Dynamo takes seconds to trace one, so that by default it sees each model with one method here, and
+    each method on one model in tests/test_modes.py; the others, options among them, are marked slow."""
     found = []
     for case in CASES:
-        traced = not case.options and (case.model_name == where_options_are_tried(case.method) or case.method == "tome")
+        traced = not case.options and case.method == "tome"
         for claim in CLAIMS:
             marks = [pytest.mark.slow] if claim is compiles_to_one_graph and not traced else []
             found.append(pytest.param(case, claim, marks=marks, id=f"{case}-{claim.__name__}"))
