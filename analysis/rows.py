@@ -28,7 +28,8 @@ Item = TypeVar("Item")
 
 
 class Samples(NamedTuple):
-    """Of some samples their indices, whether a cell has each right, and which of them share a video (None: none do)."""
+    """Of some samples their indices, whether a cell has each right (or each of R cells: (R, N)), and which of them share a video
+    (None: none do)."""
 
     index_N: np.ndarray
     right_N: np.ndarray
@@ -100,11 +101,11 @@ def rows(store: Store, *, every_metric: bool = False) -> list[Row]:
     own.
     """
     records = store.planned()
-    unreduced = {_place(r): r for r in reversed(records) if r.cell["method"] == "none" and r.status == "done"}
+    unreduced = {place_of(r): r for r in reversed(records) if r.cell["method"] == "none" and r.status == "done"}
     timings = _timings(store, records)
     cells = grouped(records, lambda record: (json.dumps({**record.cell, "seed": None}, sort_keys=True), record.status))
     made = [
-        _row(cell, metric, store, unreduced.get(_place(cell[0])), timings)
+        _row(cell, metric, store, unreduced.get(place_of(cell[0])), timings)
         for cell in cells
         for metric in _metrics(cell[0], every_metric)
     ]
@@ -152,7 +153,7 @@ def _row(cell: list[Record], metric: str, store: Store, unreduced: Record | None
     first = cell[0]
     reasons = dict.fromkeys(plain(record.reason) for record in cell if record.reason)
     names: dict[str, Any] = {
-        name: plain(text) if isinstance(text, str) else text for name, text in _names(first.cell).items()
+        name: plain(text) if isinstance(text, str) else text for name, text in names_of(first.cell).items()
     }
     row = Row(**names, status=first.status, reason="; ".join(reasons), num_seeds=len(cell))
     if first.status != "done":
@@ -161,7 +162,7 @@ def _row(cell: list[Record], metric: str, store: Store, unreduced: Record | None
     return row if row.method == "none" else replace(row, **_difference(cell, metric, store, unreduced))
 
 
-def _names(cell: dict[str, Any]) -> dict[str, Any]:
+def names_of(cell: dict[str, Any]) -> dict[str, Any]:
     schedule = cell["schedule"]
     kind, layers = schedule["kind"], schedule.get("layers")
     matched = f"{schedule.get('match')} {_options(schedule.get('match_options', {}))}".rstrip()
@@ -196,7 +197,7 @@ def _cost(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _accuracy(cell: list[Record], metric: str, store: Store) -> dict[str, Any]:
-    results = [_of_metric(record, metric) for record in cell]
+    results = [of_metric(record, metric) for record in cell]
     if "num_samples" not in results[0]:  # a mean of shares, without samples of its own
         return {"metric": metric, "value": float(np.mean([result["value"] for result in results]))}
     num_samples = min(result["num_samples"] for result in results)
@@ -209,30 +210,31 @@ def _accuracy(cell: list[Record], metric: str, store: Store) -> dict[str, Any]:
         return about
     if cell[0].cell["method"] == "none" and about["metric"] == "agreement":
         return about | {"value": 1.0}  # with itself, by definition
-    correct_SN, cluster_N = _aligned([_samples(store, record, metric) for record in cell])
+    shared = aligned([samples_of(store, record, metric) for record in cell])
+    cluster_N = None if shared is None else shared.cluster_N
     if cluster_N is not None:
         about["num_clusters"] = len(np.unique(cluster_N))
     if len(cell) == 1 and cluster_N is None:
         return about | _spread(accuracy(results[0]["num_correct"], num_samples))
-    if correct_SN is None:
+    if shared is None:
         return about | {"value": float(np.mean([result["num_correct"] / result["num_samples"] for result in results]))}
-    found = about | _spread(accuracy_over_seeds(correct_SN, cluster_N))
-    return found | {"seed_sd": seed_sd(correct_SN)} if len(cell) > 1 else found
+    found = about | _spread(accuracy_over_seeds(shared.right_N, cluster_N))
+    return found | {"seed_sd": seed_sd(shared.right_N)} if len(cell) > 1 else found
 
 
-def _of_metric(record: Record, metric: str) -> dict[str, Any]:
+def of_metric(record: Record, metric: str) -> dict[str, Any]:
     """Records of older versions have one metric, spread over the result."""
     return record.result.get("metrics", {}).get(metric, record.result)
 
 
 def _difference(cell: list[Record], metric: str, store: Store, unreduced: Record | None) -> dict[str, Any]:
-    if "num_samples" not in _of_metric(cell[0], metric):
+    if "num_samples" not in of_metric(cell[0], metric):
         return {}
-    reference = None if unreduced is None else _samples(store, unreduced, metric)
-    both, cluster_N = _aligned([*(_samples(store, record, metric) for record in cell), reference])
+    reference = None if unreduced is None else samples_of(store, unreduced, metric)
+    both = aligned([*(samples_of(store, record, metric) for record in cell), reference])
     if both is None:
         return {}
-    correct_SN, unreduced_N = both[:-1], both[-1]
+    correct_SN, unreduced_N, cluster_N = both.right_N[:-1], both.right_N[-1], both.cluster_N
     if len(correct_SN) == 1 and cluster_N is None:
         return _spread(paired_difference(correct_SN[0], unreduced_N), "difference", "difference_")
     return _spread(paired_difference_over_seeds(correct_SN, unreduced_N, cluster_N), "difference", "difference_")
@@ -255,9 +257,9 @@ def _timings(store: Store, records: list[Record]) -> dict[str, Timing]:
     """The latest timing that holds a record; for an unreduced model that of the cells beside it."""
     in_order = sorted(store.all_timings(), key=lambda timing: timing.conditions.get("finished", ""))
     timings = {key: timing for timing in in_order for key in timing.speedup}
-    beside = {_place(record): timings[record.key] for record in records if record.key in timings}
-    unreduced = [record for record in records if record.cell["method"] == "none" and _place(record) in beside]
-    return timings | {record.key: beside[_place(record)] for record in unreduced}
+    beside = {place_of(record): timings[record.key] for record in records if record.key in timings}
+    unreduced = [record for record in records if record.cell["method"] == "none" and place_of(record) in beside]
+    return timings | {record.key: beside[place_of(record)] for record in unreduced}
 
 
 def _resolution(timing: Timing) -> float | None:
@@ -267,11 +269,11 @@ def _resolution(timing: Timing) -> float | None:
     return max(abs(ratio.low - 1), abs(ratio.high - 1))
 
 
-def _samples(store: Store, record: Record, metric: str) -> Samples | None:
+def samples_of(store: Store, record: Record, metric: str) -> Samples | None:
     """None where the record has no predictions beside it."""
     if not store.predictions_path(record.key).is_file():
         return None
-    arrays, how = store.predictions(record.key), _of_metric(record, metric)
+    arrays, how = store.predictions(record.key), of_metric(record, metric)
     index_N, cluster_N = arrays[how.get("index", "index")], None
     if how.get("index", "index") == "index":
         cluster_N = arrays.get("cluster")
@@ -283,22 +285,22 @@ def _samples(store: Store, record: Record, metric: str) -> Samples | None:
     return Samples(index_N[known_N], right_N, None if cluster_N is None else cluster_N[known_N])
 
 
-def _aligned(samples: Sequence[Samples | None]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """What each result says on the samples that all have, in the order of their indices, None where there are none; and the
-    clusters of these, None where no two samples share one."""
+def aligned(samples: Sequence[Samples | None]) -> Samples | None:
+    """What each of R results says (R, N) on the samples that all have, in the order of their indices; None where there are none."""
     known = [one for one in samples if one is not None]
     shared = reduce(np.intersect1d, [one.index_N for one in known]) if known else np.empty(0)
     if len(known) < len(samples) or len(shared) == 0:
-        return None, None
+        return None
     places = [np.argsort(one.index_N)[np.searchsorted(np.sort(one.index_N), shared)] for one in known]
     cluster_N = known[0].cluster_N
     if cluster_N is not None:
         cluster_N = cluster_N[places[0]]
         cluster_N = cluster_N if len(np.unique(cluster_N)) < len(cluster_N) else None
-    return np.stack([one.right_N[place] for one, place in zip(known, places, strict=True)]), cluster_N
+    right_RN = np.stack([one.right_N[place] for one, place in zip(known, places, strict=True)])
+    return Samples(shared, right_RN, cluster_N)
 
 
-def _place(record: Record) -> str:
+def place_of(record: Record) -> str:
     """What cells have in common that are compared with each other."""
     own = ("method", "options", "schedule", "seed", "calibration")
     return json.dumps({axis: value for axis, value in record.cell.items() if axis not in own}, sort_keys=True)

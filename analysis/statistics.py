@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import binom, t
+from scipy.stats import binom, norm, t
 
 from tokred.record import wilson
 
@@ -116,8 +116,22 @@ def least_detectable(low: float, high: float, num_clusters: int | None = None) -
     >>> round(least_detectable(-0.0152, 0.0152), 4)  # 60 of 1000 samples discordant, none the more often
     0.0217
     """
-    quantile = _quantile_of(num_clusters)
+    quantile = quantile_of(num_clusters)
     return (high - low) / 2 / quantile * (quantile + POWER_Z)
+
+
+def planned_detectable(num_samples: int, discordant: float, *, num_comparisons: int = 1) -> float:
+    """The true difference that a sweep of ``num_samples`` will show with a power of 80 %, where two methods disagree on a share
+    ``discordant`` of them; of several comparisons each at its part of the 5 %.
+
+    >>> round(planned_detectable(10_000, 0.06), 4)
+    0.0069
+    """
+    if num_samples < 1 or num_comparisons < 1:
+        raise ValueError(f"samples and comparisons are counted from 1; got {num_samples} and {num_comparisons}")
+    if not 0 < discordant <= 1:
+        raise ValueError(f"the share of samples on which two methods disagree is above 0 and at most 1; got {discordant:g}")
+    return (quantile_of(None, tail=0.025 / num_comparisons) + POWER_Z) * math.sqrt(discordant / num_samples)
 
 
 def standard_error(values_SN: np.ndarray, cluster_N: np.ndarray | None = None) -> float:
@@ -126,30 +140,51 @@ def standard_error(values_SN: np.ndarray, cluster_N: np.ndarray | None = None) -
     The spread over samples of the seeds' mean already holds each sample's own seed noise. Added is only what the seeds
     change on all samples together: the variance of the seeds' means beyond that noise.
     """
+    return math.sqrt(_variance_of_mean(values_SN.mean(axis=0), cluster_N) + _common_to_seeds(values_SN, cluster_N))
+
+
+def standard_error_of_difference(
+    first_SN: np.ndarray, second_TN: np.ndarray, cluster_N: np.ndarray | None = None
+) -> float:
+    """As ``standard_error``, of the difference of two on the same samples, each with seeds of its own."""
+    samples = _variance_of_mean(first_SN.mean(axis=0) - second_TN.mean(axis=0), cluster_N)
+    return math.sqrt(samples + _common_to_seeds(first_SN, cluster_N) + _common_to_seeds(second_TN, cluster_N))
+
+
+def by_cluster(value_KN: np.ndarray, cluster_N: np.ndarray | None) -> np.ndarray:
+    """(K, G): the sums of the last axis over the samples of each cluster; as it is where each sample is its own."""
+    if cluster_N is None:
+        return value_KN
+    _, group_N = np.unique(cluster_N, return_inverse=True)
+    order_N = np.argsort(group_N, kind="stable")
+    starts_G = np.searchsorted(group_N[order_N], np.arange(group_N.max() + 1))
+    return np.add.reduceat(value_KN[..., order_N], starts_G, axis=-1, dtype=float)
+
+
+def quantile_of(num_clusters: int | None, *, tail: float = 0.025) -> float:
+    """Of the distribution of an estimate over its standard error: Student's with G - 1 degrees of freedom, or the normal."""
+    return float(norm.isf(tail) if num_clusters is None else t.isf(tail, max(1, num_clusters - 1)))
+
+
+def _common_to_seeds(values_SN: np.ndarray, cluster_N: np.ndarray | None) -> float:
+    """The variance of a mean over seeds that comes from what a seed changes on all samples together."""
     num_seeds, num_samples = values_SN.shape
-    samples = _variance_of_mean(values_SN.mean(axis=0), cluster_N)
     if num_seeds == 1:
-        return math.sqrt(samples)
-    common = values_SN.mean(axis=1).var(ddof=1) - values_SN.var(axis=0, ddof=1).mean() / num_samples
-    return math.sqrt(samples + max(0.0, common) / num_seeds)
+        return 0.0
+    own = by_cluster(values_SN, cluster_N).var(axis=0, ddof=1).sum() / num_samples**2
+    return max(0.0, float(values_SN.mean(axis=1).var(ddof=1) - own)) / num_seeds
 
 
 def _variance_of_mean(value_N: np.ndarray, cluster_N: np.ndarray | None) -> float:
     """G / (G - 1) sum_g (sum of the residuals of cluster g)^2 / N^2 (Miller 2024, arXiv 2411.00640, section 2.2); without
     clusters each sample is its own."""
-    residual_N = value_N - value_N.mean()
-    if cluster_N is not None:
-        residual_N = np.bincount(np.unique(cluster_N, return_inverse=True)[1], residual_N)
-    num = len(residual_N)
-    return 0.0 if num < 2 else float(num / (num - 1) * np.sum(residual_N**2) / len(value_N) ** 2)
+    residual_G = by_cluster(value_N - value_N.mean(), cluster_N)
+    num = len(residual_G)
+    return 0.0 if num < 2 else float(num / (num - 1) * np.sum(residual_G**2) / len(value_N) ** 2)
 
 
 def _quantile(cluster_N: np.ndarray | None) -> float:
-    return _quantile_of(None if cluster_N is None else len(np.unique(cluster_N)))
-
-
-def _quantile_of(num_clusters: int | None) -> float:
-    return Z if num_clusters is None else float(t.ppf(0.975, max(1, num_clusters - 1)))
+    return quantile_of(None if cluster_N is None else len(np.unique(cluster_N)))
 
 
 def seed_sd(correct_SN: np.ndarray) -> float | None:
