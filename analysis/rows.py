@@ -286,7 +286,7 @@ def samples_of(store: Store, record: Record, metric: str) -> Samples | None:
 
 
 def aligned(samples: Sequence[Samples | None]) -> Samples | None:
-    """What each of R results says (R, N) on the samples that all have, in the order of their indices; None where there are none."""
+    """What each of R results says (R, N) on the samples that all have, in the order of their indices; None without any."""
     known = [one for one in samples if one is not None]
     shared = reduce(np.intersect1d, [one.index_N for one in known]) if known else np.empty(0)
     if len(known) < len(samples) or len(shared) == 0:

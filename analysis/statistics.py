@@ -11,13 +11,16 @@ Dimension key: S seeds, N samples.
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import binom, norm, t
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from scipy.stats import binom
 
 from tokred.record import wilson
 
 Z = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
+ROUNDING = 1e-12  # a standard error below it is none
 POWER_Z = 0.8416212335729143  # of a power of 80 %
 
 
@@ -28,6 +31,13 @@ class Estimate:
     value: float
     low: float
     high: float
+
+
+class Error(NamedTuple):
+    """A standard error and its degrees of freedom; arrays where it is of several."""
+
+    size: Any
+    degrees: Any
 
 
 def discordant(correct_N: np.ndarray, reference_N: np.ndarray) -> tuple[int, int]:
@@ -87,14 +97,17 @@ def accuracy(num_correct: int, num_samples: int) -> Estimate:
 
 
 def accuracy_over_seeds(correct_SN: np.ndarray, cluster_N: np.ndarray | None = None) -> Estimate:
-    """The mean over seeds of the share correct; the interval is over samples and seeds (see ``standard_error``)."""
+    """The mean over seeds of the share correct; the interval is over samples and seeds (see ``standard_error``): Wilson's, of as
+    many samples as would have that standard error."""
     correct_SN = np.asarray(correct_SN, float)
     num_samples, value = _at_least_one(correct_SN.shape[1]), float(correct_SN.mean())
-    error = standard_error(correct_SN, cluster_N)
-    if error == 0:  # every sample right, or every sample wrong: a zero-width interval would claim too much
+    error = error_of_mean(correct_SN, cluster_N)
+    if error.size < ROUNDING or not 0 < value < 1:  # a zero-width interval would claim too much
         num = num_samples if cluster_N is None else len(np.unique(cluster_N))
         return replace(accuracy(round(value * num), num), value=value)
-    return _within(value, _quantile(cluster_N) * error, 0.0, 1.0)
+    num_effective = value * (1 - value) / error.size**2
+    low, high = wilson(value * num_effective, num_effective, z=quantile(error.degrees))
+    return Estimate(value, min(low, value), max(high, value))
 
 
 def paired_difference_over_seeds(
@@ -102,11 +115,15 @@ def paired_difference_over_seeds(
 ) -> Estimate:
     """The mean over seeds of the share correct, minus the reference's. Where nothing varies: the rule of three."""
     difference_SN = np.asarray(correct_SN, float) - np.asarray(reference_N, float)
-    num_samples, error = _at_least_one(difference_SN.shape[1]), standard_error(difference_SN, cluster_N)
-    half = (
-        _quantile(cluster_N) * error if error else 3 / (num_samples if cluster_N is None else len(np.unique(cluster_N)))
-    )
-    return _within(float(difference_SN.mean()), half, -1.0, 1.0)
+    _at_least_one(difference_SN.shape[1])
+    error = or_rule_of_three(error_of_mean(difference_SN, cluster_N), difference_SN.shape[1], cluster_N)
+    return _within(float(difference_SN.mean()), quantile(error.degrees) * error.size, -1.0, 1.0)
+
+
+def or_rule_of_three(error: Error, num_samples: int, cluster_N: np.ndarray | None) -> Error:
+    """The error; where nothing varies, that whose interval reaches 3 / N to either side (N videos, where samples share some)."""
+    num = num_samples if cluster_N is None else len(np.unique(cluster_N))
+    return error if error.size >= ROUNDING else Error(3 / num / quantile(error.degrees), error.degrees)
 
 
 def least_detectable(low: float, high: float, num_clusters: int | None = None) -> float:
@@ -116,8 +133,8 @@ def least_detectable(low: float, high: float, num_clusters: int | None = None) -
     >>> round(least_detectable(-0.0152, 0.0152), 4)  # 60 of 1000 samples discordant, none the more often
     0.0217
     """
-    quantile = quantile_of(num_clusters)
-    return (high - low) / 2 / quantile * (quantile + POWER_Z)
+    z = quantile(math.inf if num_clusters is None else max(1, num_clusters - 1))
+    return (high - low) / 2 / z * (z + POWER_Z)
 
 
 def planned_detectable(num_samples: int, discordant: float, *, num_comparisons: int = 1) -> float:
@@ -130,8 +147,10 @@ def planned_detectable(num_samples: int, discordant: float, *, num_comparisons: 
     if num_samples < 1 or num_comparisons < 1:
         raise ValueError(f"samples and comparisons are counted from 1; got {num_samples} and {num_comparisons}")
     if not 0 < discordant <= 1:
-        raise ValueError(f"the share of samples on which two methods disagree is above 0 and at most 1; got {discordant:g}")
-    return (quantile_of(None, tail=0.025 / num_comparisons) + POWER_Z) * math.sqrt(discordant / num_samples)
+        raise ValueError(
+            f"the share of samples on which two methods disagree is above 0 and at most 1; got {discordant:g}"
+        )
+    return (quantile(tail=0.025 / num_comparisons) + POWER_Z) * math.sqrt(discordant / num_samples)
 
 
 def standard_error(values_SN: np.ndarray, cluster_N: np.ndarray | None = None) -> float:
@@ -140,15 +159,33 @@ def standard_error(values_SN: np.ndarray, cluster_N: np.ndarray | None = None) -
     The spread over samples of the seeds' mean already holds each sample's own seed noise. Added is only what the seeds
     change on all samples together: the variance of the seeds' means beyond that noise.
     """
-    return math.sqrt(_variance_of_mean(values_SN.mean(axis=0), cluster_N) + _common_to_seeds(values_SN, cluster_N))
+    return float(error_of_mean(values_SN, cluster_N).size)
 
 
-def standard_error_of_difference(
-    first_SN: np.ndarray, second_TN: np.ndarray, cluster_N: np.ndarray | None = None
-) -> float:
-    """As ``standard_error``, of the difference of two on the same samples, each with seeds of its own."""
-    samples = _variance_of_mean(first_SN.mean(axis=0) - second_TN.mean(axis=0), cluster_N)
-    return math.sqrt(samples + _common_to_seeds(first_SN, cluster_N) + _common_to_seeds(second_TN, cluster_N))
+def error_of_mean(values_SN: np.ndarray, cluster_N: np.ndarray | None = None) -> Error:
+    """``standard_error`` with its degrees of freedom; of (S, ..., N) for each in between."""
+    return _together(_of_samples(values_SN.mean(axis=0), cluster_N), _common_to_seeds(values_SN, cluster_N))
+
+
+def error_of_difference(first_SN: np.ndarray, second_TN: np.ndarray, cluster_N: np.ndarray | None = None) -> Error:
+    """As ``error_of_mean``, of the difference of two on the same samples, each with seeds of its own."""
+    samples = _of_samples(first_SN.mean(axis=0) - second_TN.mean(axis=0), cluster_N)
+    return _together(samples, _common_to_seeds(first_SN, cluster_N), _common_to_seeds(second_TN, cluster_N))
+
+
+def quantile(degrees: float = math.inf, *, tail: float = 0.025) -> float:
+    """Student's, or the normal of degrees without end.
+
+    >>> round(quantile(), 2), round(quantile(9), 2)
+    (1.96, 2.26)
+    """
+    return float(-ndtri(tail) if math.isinf(degrees) else -stdtrit(degrees, tail))
+
+
+def two_sided_p(value: float, error: Error) -> float:
+    """Of a value that is 0 but for its error."""
+    z = -abs(value) / error.size
+    return float(2 * (ndtr(z) if math.isinf(error.degrees) else stdtr(error.degrees, z)))
 
 
 def by_cluster(value_KN: np.ndarray, cluster_N: np.ndarray | None) -> np.ndarray:
@@ -161,30 +198,32 @@ def by_cluster(value_KN: np.ndarray, cluster_N: np.ndarray | None) -> np.ndarray
     return np.add.reduceat(value_KN[..., order_N], starts_G, axis=-1, dtype=float)
 
 
-def quantile_of(num_clusters: int | None, *, tail: float = 0.025) -> float:
-    """Of the distribution of an estimate over its standard error: Student's with G - 1 degrees of freedom, or the normal."""
-    return float(norm.isf(tail) if num_clusters is None else t.isf(tail, max(1, num_clusters - 1)))
-
-
-def _common_to_seeds(values_SN: np.ndarray, cluster_N: np.ndarray | None) -> float:
-    """The variance of a mean over seeds that comes from what a seed changes on all samples together."""
-    num_seeds, num_samples = values_SN.shape
-    if num_seeds == 1:
-        return 0.0
-    own = by_cluster(values_SN, cluster_N).var(axis=0, ddof=1).sum() / num_samples**2
-    return max(0.0, float(values_SN.mean(axis=1).var(ddof=1) - own)) / num_seeds
-
-
-def _variance_of_mean(value_N: np.ndarray, cluster_N: np.ndarray | None) -> float:
+def _of_samples(value_N: np.ndarray, cluster_N: np.ndarray | None) -> Error:
     """G / (G - 1) sum_g (sum of the residuals of cluster g)^2 / N^2 (Miller 2024, arXiv 2411.00640, section 2.2); without
     clusters each sample is its own."""
-    residual_G = by_cluster(value_N - value_N.mean(), cluster_N)
-    num = len(residual_G)
-    return 0.0 if num < 2 else float(num / (num - 1) * np.sum(residual_G**2) / len(value_N) ** 2)
+    residual_G = by_cluster(value_N - value_N.mean(axis=-1, keepdims=True), cluster_N)
+    num, squares = residual_G.shape[-1], np.sum(residual_G**2, axis=-1)
+    size = np.sqrt(num / max(1, num - 1) * squares) / value_N.shape[-1] * (num > 1)
+    return Error(size, math.inf if cluster_N is None else float(max(1, num - 1)))
 
 
-def _quantile(cluster_N: np.ndarray | None) -> float:
-    return quantile_of(None if cluster_N is None else len(np.unique(cluster_N)))
+def _common_to_seeds(values_SN: np.ndarray, cluster_N: np.ndarray | None) -> Error:
+    """The part of the error of a mean over seeds that comes from what a seed changes on all samples together."""
+    num_seeds, num_samples = len(values_SN), values_SN.shape[-1]
+    if num_seeds == 1:
+        return Error(np.zeros(values_SN.shape[1:-1]), math.inf)
+    own = by_cluster(values_SN, cluster_N).var(axis=0, ddof=1).sum(axis=-1) / num_samples**2
+    common = np.maximum(values_SN.mean(axis=-1).var(axis=0, ddof=1) - own, 0.0)
+    return Error(np.sqrt(common / num_seeds), num_seeds - 1)
+
+
+def _together(*errors: Error) -> Error:
+    """Independent ones. Degrees of freedom after Welch and Satterthwaite: few seeds say little of how much seeds differ."""
+    total = sum(error.size**2 for error in errors)
+    doubt = sum(error.size**4 / error.degrees for error in errors)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        degrees = np.where(doubt > 0, total**2 / np.where(doubt > 0, doubt, 1.0), math.inf)
+    return Error(np.sqrt(total), degrees)
 
 
 def seed_sd(correct_SN: np.ndarray) -> float | None:
