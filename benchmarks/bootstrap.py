@@ -1,7 +1,7 @@
 """How long the bootstrap of the Pareto front takes: 200 configurations on 50,000 samples, 2,000 draws.
 
-    python benchmarks/bootstrap.py
-    python benchmarks/bootstrap.py --configs 50 --samples 10000 --draws 500
+python benchmarks/bootstrap.py
+python benchmarks/bootstrap.py --configs 50 --samples 10000 --draws 500
 """
 
 import argparse

@@ -31,7 +31,9 @@ def test_on_different_data_the_squared_errors_add_up():
 def test_on_the_same_samples_what_backbones_say_hangs_together():
     same = [pair(1, data="d") for _ in range(3)]
     found, alone = across(same), difference_over(*same[0])
-    assert (found.low, found.high) == pytest.approx((alone.low, alone.high))  # three times the same is no more than once
+    assert (found.low, found.high) == pytest.approx(
+        (alone.low, alone.high)
+    )  # three times the same is no more than once
 
 
 def test_the_error_on_shared_samples_is_that_of_each_samples_mean():
@@ -59,7 +61,10 @@ def test_fewer_than_six_backbones_have_no_p():
 def test_the_p_over_backbones_is_that_of_all_sign_flips():
     found = across([pair(number, second=GOOD if number % 2 else BAD) for number in range(6)])
     values = [one.value for one in found.differences]
-    flips = [abs(sum(sign * value for sign, value in zip(signs, values, strict=True))) for signs in product((1, -1), repeat=6)]
+    flips = [
+        abs(sum(sign * value for sign, value in zip(signs, values, strict=True)))
+        for signs in product((1, -1), repeat=6)
+    ]
     assert found.p == pytest.approx(np.mean([flip >= abs(sum(values)) - 1e-12 for flip in flips]))
 
 

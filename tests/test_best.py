@@ -39,7 +39,9 @@ def test_the_half_of_a_sample_hangs_on_its_name_alone():
 def test_the_samples_of_a_video_stay_in_one_half():
     cluster_N = np.repeat(np.arange(40), 5)
     half_V = halves(np.arange(40))
-    low, high = (np.repeat(half_V == half, 5).astype(float)[None] for half in (0, 1))  # each right on one half of the videos
+    low, high = (
+        np.repeat(half_V == half, 5).astype(float)[None] for half in (0, 1)
+    )  # each right on one half of the videos
     found = cross_fitted(["low", "high"], [low, high], index_N=np.arange(200), cluster_N=cluster_N)
     assert found.estimate.value == 0.0
 

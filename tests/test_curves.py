@@ -166,7 +166,9 @@ def retrieval(tmp_path_factory):
             "mean R": {"value": 0.4},
         }
         record = run.store.get(key)
-        run.store.add(Record(key, record.cell, "done", None, record.result | {"metric": "T2V R@1", "metrics": metrics}), arrays)
+        run.store.add(
+            Record(key, record.cell, "done", None, record.result | {"metric": "T2V R@1", "metrics": metrics}), arrays
+        )
     return run.finish()
 
 
