@@ -42,8 +42,8 @@ COLOUR = "#0072B2"  # of Okabe and Ito
 
 @dataclass(frozen=True)
 class Part:
-    """A factor's share of the variance at a budget, with its 95 % interval; one that ends at 0 holds the truth more often. ``sd`` is
-    the standard deviation that the factor alone would give, as a share of samples. All are 0 where there is no more than the
+    """A factor's share of the variance at a budget, with its 95 % interval; one that ends at 0 holds the truth more often. ``sd``
+    is the standard deviation that the factor alone would give, as a share of samples. All are 0 where there is no more than the
     noise of the samples."""
 
     budget: float
