@@ -100,11 +100,15 @@ def accuracy_over_seeds(correct_SN: np.ndarray, cluster_N: np.ndarray | None = N
     """The mean over seeds of the share correct; the interval is over samples and seeds (see ``standard_error``): Wilson's, of as
     many samples as would have that standard error."""
     correct_SN = np.asarray(correct_SN, float)
-    num_samples, value = _at_least_one(correct_SN.shape[1]), float(correct_SN.mean())
-    error = error_of_mean(correct_SN, cluster_N)
+    num_samples = _at_least_one(correct_SN.shape[1])
+    num = num_samples if cluster_N is None else len(np.unique(cluster_N))
+    return share_with(error_of_mean(correct_SN, cluster_N), float(correct_SN.mean()), num)
+
+
+def share_with(error: Error, value: float, num_samples: int) -> Estimate:
+    """A share with Wilson's interval, of as many samples as would have that error; where there is none, of ``num_samples``."""
     if error.size < ROUNDING or not 0 < value < 1:  # a zero-width interval would claim too much
-        num = num_samples if cluster_N is None else len(np.unique(cluster_N))
-        return replace(accuracy(round(value * num), num), value=value)
+        return replace(accuracy(round(value * num_samples), num_samples), value=value)
     num_effective = value * (1 - value) / error.size**2
     low, high = wilson(value * num_effective, num_effective, z=quantile(error.degrees))
     return Estimate(value, min(low, value), max(high, value))

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from tests.records import made_curve
-from tokred.analysis.best import best_at, cross_fitted, halves
+from tokred.analysis.best import IN_COMMON, best_at, cross_fitted, halves
 
 
 def test_each_half_is_measured_with_the_choice_of_the_other():
@@ -27,6 +28,21 @@ def test_the_luck_of_having_been_chosen_is_gone():
     assert np.mean([one.naive for one in found]) > 0.78
     # 100 sweeps of 500 samples have a standard error of 0.002
     assert np.mean([one.estimate.value for one in found]) == pytest.approx(0.75, abs=0.006)
+
+
+def test_what_the_halves_have_in_common_is_the_most_that_equal_candidates_can():
+    """By integration of the density of the largest of J normal numbers."""
+    x = np.linspace(-8, 8, 20_001)
+    means = {j: np.trapezoid(x * j * norm.pdf(x) * norm.cdf(x) ** (j - 1), x) for j in range(2, 60)}
+    assert max(mean**2 / (j - 1) for j, mean in means.items()) == pytest.approx(IN_COMMON, abs=0.003)
+
+
+def test_the_interval_of_a_choice_among_equals_is_wider_than_that_of_one_of_them():
+    draw, index_N = np.random.default_rng(2), np.arange(1000)
+    scores = [(draw.random((1, 1000)) < 0.5).astype(float) for _ in range(3)]
+    among, alone = cross_fitted(list("abc"), scores, index_N=index_N), cross_fitted(["a"], scores[:1], index_N=index_N)
+    ratio = (among.estimate.high - among.estimate.low) / (alone.estimate.high - alone.estimate.low)
+    assert ratio == pytest.approx(1.36**0.5, rel=0.02)  # here all of a candidate is its own
 
 
 def test_the_half_of_a_sample_hangs_on_its_name_alone():
