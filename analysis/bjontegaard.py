@@ -58,4 +58,4 @@ def _mean_gap(curve: tuple[np.ndarray, np.ndarray], reference: tuple[np.ndarray,
     if high - low < LEAST_OVERLAP * (max(high for _, high in ends) - min(low for low, _ in ends)):
         return None
     areas = [float(PchipInterpolator(*points).integrate(low, high)) for points in (curve, reference)]
-    return (areas[0] - areas[1]) / (high - low)
+    return float((areas[0] - areas[1]) / (high - low))
