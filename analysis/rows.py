@@ -27,7 +27,8 @@ Item = TypeVar("Item")
 
 
 class Samples(NamedTuple):
-    """Of some samples their indices, whether a cell has each right, and which of them share a video (None: none do)."""
+    """Of some samples their indices, whether a cell has each right (or each of R cells: (R, N)), and which of them share a video
+    (None: none do)."""
 
     index_N: np.ndarray
     right_N: np.ndarray
@@ -155,17 +156,16 @@ def _row(cell: list[Record], metric: str, store: Store, unreduced: Record | None
     """``cell``: the records that differ in their seed only."""
     first = cell[0]
     reasons = dict.fromkeys(plain(record.reason) for record in cell if record.reason)
-    row = Row(**names_of(first), status=first.status, reason="; ".join(reasons), num_seeds=len(cell))
+    row = Row(**names_of(first.cell), status=first.status, reason="; ".join(reasons), num_seeds=len(cell))
     if first.status != "done":
         return row
     row = replace(row, **_cost(first.result), **_accuracy(cell, metric, store), **_speed(cell, timings))
     return row if row.method == "none" else replace(row, **_difference(cell, metric, store, unreduced))
 
 
-def names_of(record: Record) -> dict[str, Any]:
-    """What of its cell names it in a table."""
-    names = _names(record.cell)
-    return {name: plain(text) if isinstance(text, str) else text for name, text in names.items()}
+def names_of(cell: dict[str, Any]) -> dict[str, Any]:
+    """What names a cell in a table."""
+    return {name: plain(text) if isinstance(text, str) else text for name, text in _names(cell).items()}
 
 
 def _names(cell: dict[str, Any]) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _cost(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _accuracy(cell: list[Record], metric: str, store: Store) -> dict[str, Any]:
-    results = [_of_metric(record, metric) for record in cell]
+    results = [of_metric(record, metric) for record in cell]
     if "num_samples" not in results[0]:  # a mean of shares, without samples of its own
         return {"metric": metric, "value": float(np.mean([result["value"] for result in results]))}
     num_samples = min(result["num_samples"] for result in results)
@@ -216,30 +216,31 @@ def _accuracy(cell: list[Record], metric: str, store: Store) -> dict[str, Any]:
         return about
     if cell[0].cell["method"] == "none" and about["metric"] == "agreement":
         return about | {"value": 1.0}  # with itself, by definition
-    correct_SN, cluster_N = _aligned([_samples(store, record, metric) for record in cell])
+    shared = aligned([samples_of(store, record, metric) for record in cell])
+    cluster_N = None if shared is None else shared.cluster_N
     if cluster_N is not None:
         about["num_clusters"] = len(np.unique(cluster_N))
     if len(cell) == 1 and cluster_N is None:
         return about | _spread(accuracy(results[0]["num_correct"], num_samples))
-    if correct_SN is None:
+    if shared is None:
         return about | {"value": float(np.mean([result["num_correct"] / result["num_samples"] for result in results]))}
-    found = about | _spread(accuracy_over_seeds(correct_SN, cluster_N))
-    return found | {"seed_sd": seed_sd(correct_SN)} if len(cell) > 1 else found
+    found = about | _spread(accuracy_over_seeds(shared.right_N, cluster_N))
+    return found | {"seed_sd": seed_sd(shared.right_N)} if len(cell) > 1 else found
 
 
-def _of_metric(record: Record, metric: str) -> dict[str, Any]:
+def of_metric(record: Record, metric: str) -> dict[str, Any]:
     """Records of older versions have one metric, spread over the result."""
     return record.result.get("metrics", {}).get(metric, record.result)
 
 
 def _difference(cell: list[Record], metric: str, store: Store, unreduced: Record | None) -> dict[str, Any]:
-    if "num_samples" not in _of_metric(cell[0], metric):
+    if "num_samples" not in of_metric(cell[0], metric):
         return {}
-    reference = None if unreduced is None else _samples(store, unreduced, metric)
-    both, cluster_N = _aligned([*(_samples(store, record, metric) for record in cell), reference])
+    reference = None if unreduced is None else samples_of(store, unreduced, metric)
+    both = aligned([*(samples_of(store, record, metric) for record in cell), reference])
     if both is None:
         return {}
-    correct_SN, unreduced_N = both[:-1], both[-1]
+    correct_SN, unreduced_N, cluster_N = both.right_N[:-1], both.right_N[-1], both.cluster_N
     if len(correct_SN) == 1 and cluster_N is None:
         return _spread(paired_difference(correct_SN[0], unreduced_N), "difference", "difference_")
     return _spread(paired_difference_over_seeds(correct_SN, unreduced_N, cluster_N), "difference", "difference_")
@@ -274,11 +275,11 @@ def _timings(store: Store, records: list[Record]) -> dict[str, Timing]:
     return timings | {record.key: beside[place_of(record)] for record in unreduced}
 
 
-def _samples(store: Store, record: Record, metric: str) -> Samples | None:
+def samples_of(store: Store, record: Record, metric: str) -> Samples | None:
     """None where the record has no predictions beside it."""
     if not store.predictions_path(record.key).is_file():
         return None
-    arrays, how = store.predictions(record.key), _of_metric(record, metric)
+    arrays, how = store.predictions(record.key), of_metric(record, metric)
     index_N, cluster_N = arrays[how.get("index", "index")], None
     if how.get("index", "index") == "index":
         cluster_N = arrays.get("cluster")
@@ -290,19 +291,19 @@ def _samples(store: Store, record: Record, metric: str) -> Samples | None:
     return Samples(index_N[known_N], right_N, None if cluster_N is None else cluster_N[known_N])
 
 
-def _aligned(samples: Sequence[Samples | None]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """What each result says on the samples that all have, in the order of their indices, None where there are none; and the
-    clusters of these, None where no two samples share one."""
+def aligned(samples: Sequence[Samples | None]) -> Samples | None:
+    """What each of R results says (R, N) on the samples that all have, in the order of their indices; None without any."""
     known = [one for one in samples if one is not None]
     shared = reduce(np.intersect1d, [one.index_N for one in known]) if known else np.empty(0)
     if len(known) < len(samples) or len(shared) == 0:
-        return None, None
+        return None
     places = [np.argsort(one.index_N)[np.searchsorted(np.sort(one.index_N), shared)] for one in known]
     cluster_N = known[0].cluster_N
     if cluster_N is not None:
         cluster_N = cluster_N[places[0]]
         cluster_N = cluster_N if len(np.unique(cluster_N)) < len(cluster_N) else None
-    return np.stack([one.right_N[place] for one, place in zip(known, places, strict=True)]), cluster_N
+    right_RN = np.stack([one.right_N[place] for one, place in zip(known, places, strict=True)])
+    return Samples(shared, right_RN, cluster_N)
 
 
 def place_of(record: Record) -> str:

@@ -80,7 +80,7 @@ def _record(key: str, timing: Timing, records: Mapping[str, Record]) -> Record |
 
 def _speed(record: Record, key: str, timing: Timing) -> Speed:
     about: dict[str, Any] = {
-        **names_of(record),
+        **names_of(record.cell),
         "mode": timing.mode,
         "batch_size": timing.batch_size,
         "device": plain(str(timing.conditions.get("device", ""))),

@@ -11,13 +11,16 @@ Dimension key: S seeds, N samples.
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import binom, t
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from scipy.stats import binom
 
 from tokred.record import wilson
 
 Z = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
+ROUNDING = 1e-12  # a standard error below it is none
 POWER_Z = 0.8416212335729143  # of a power of 80 %
 
 
@@ -28,6 +31,13 @@ class Estimate:
     value: float
     low: float
     high: float
+
+
+class Error(NamedTuple):
+    """A standard error and its degrees of freedom; arrays where it is of several."""
+
+    size: Any
+    degrees: Any
 
 
 def discordant(correct_N: np.ndarray, reference_N: np.ndarray) -> tuple[int, int]:
@@ -87,14 +97,21 @@ def accuracy(num_correct: int, num_samples: int) -> Estimate:
 
 
 def accuracy_over_seeds(correct_SN: np.ndarray, cluster_N: np.ndarray | None = None) -> Estimate:
-    """The mean over seeds of the share correct; the interval is over samples and seeds (see ``standard_error``)."""
+    """The mean over seeds of the share correct; the interval is over samples and seeds (see ``standard_error``): Wilson's, of as
+    many samples as would have that standard error."""
     correct_SN = np.asarray(correct_SN, float)
-    num_samples, value = _at_least_one(correct_SN.shape[1]), float(correct_SN.mean())
-    error = standard_error(correct_SN, cluster_N)
-    if error == 0:  # every sample right, or every sample wrong: a zero-width interval would claim too much
-        num = num_samples if cluster_N is None else len(np.unique(cluster_N))
-        return replace(accuracy(round(value * num), num), value=value)
-    return _within(value, _quantile(cluster_N) * error, 0.0, 1.0)
+    num_samples = _at_least_one(correct_SN.shape[1])
+    num = num_samples if cluster_N is None else len(np.unique(cluster_N))
+    return share_with(error_of_mean(correct_SN, cluster_N), float(correct_SN.mean()), num)
+
+
+def share_with(error: Error, value: float, num_samples: int) -> Estimate:
+    """A share with Wilson's interval, of as many samples as would have that error; where there is none, of ``num_samples``."""
+    if error.size < ROUNDING or not 0 < value < 1:  # a zero-width interval would claim too much
+        return replace(accuracy(round(value * num_samples), num_samples), value=value)
+    num_effective = value * (1 - value) / error.size**2
+    low, high = wilson(value * num_effective, num_effective, z=quantile(error.degrees))
+    return Estimate(value, min(low, value), max(high, value))
 
 
 def paired_difference_over_seeds(
@@ -102,11 +119,15 @@ def paired_difference_over_seeds(
 ) -> Estimate:
     """The mean over seeds of the share correct, minus the reference's. Where nothing varies: the rule of three."""
     difference_SN = np.asarray(correct_SN, float) - np.asarray(reference_N, float)
-    num_samples, error = _at_least_one(difference_SN.shape[1]), standard_error(difference_SN, cluster_N)
-    half = (
-        _quantile(cluster_N) * error if error else 3 / (num_samples if cluster_N is None else len(np.unique(cluster_N)))
-    )
-    return _within(float(difference_SN.mean()), half, -1.0, 1.0)
+    _at_least_one(difference_SN.shape[1])
+    error = or_rule_of_three(error_of_mean(difference_SN, cluster_N), difference_SN.shape[1], cluster_N)
+    return _within(float(difference_SN.mean()), quantile(error.degrees) * error.size, -1.0, 1.0)
+
+
+def or_rule_of_three(error: Error, num_samples: int, cluster_N: np.ndarray | None) -> Error:
+    """The error; where nothing varies, that whose interval reaches 3 / N to either side (N videos, where samples share some)."""
+    num = num_samples if cluster_N is None else len(np.unique(cluster_N))
+    return error if error.size >= ROUNDING else Error(3 / num / quantile(error.degrees), error.degrees)
 
 
 def least_detectable(low: float, high: float, num_clusters: int | None = None) -> float:
@@ -116,40 +137,103 @@ def least_detectable(low: float, high: float, num_clusters: int | None = None) -
     >>> round(least_detectable(-0.0152, 0.0152), 4)  # 60 of 1000 samples discordant, none the more often
     0.0217
     """
-    quantile = _quantile_of(num_clusters)
-    return (high - low) / 2 / quantile * (quantile + POWER_Z)
+    z = quantile(math.inf if num_clusters is None else max(1, num_clusters - 1))
+    return (high - low) / 2 / z * (z + POWER_Z)
+
+
+def planned_detectable(num_samples: int, discordant: float, *, num_comparisons: int = 1) -> float:
+    """The true difference that a sweep of ``num_samples`` will show with a power of 80 %, where two methods disagree on a share
+    ``discordant`` of them; of several comparisons each at its part of the 5 %.
+
+    >>> round(planned_detectable(10_000, 0.06), 4)
+    0.0069
+    """
+    if num_samples < 1 or num_comparisons < 1:
+        raise ValueError(f"samples and comparisons are counted from 1; got {num_samples} and {num_comparisons}")
+    if not 0 < discordant <= 1:
+        raise ValueError(
+            f"the share of samples on which two methods disagree is above 0 and at most 1; got {discordant:g}"
+        )
+    return (quantile(tail=0.025 / num_comparisons) + POWER_Z) * math.sqrt(discordant / num_samples)
 
 
 def standard_error(values_SN: np.ndarray, cluster_N: np.ndarray | None = None) -> float:
     """The standard error of the mean of ``values_SN`` over new samples (or clusters of them) and new seeds.
 
     The spread over samples of the seeds' mean already holds each sample's own seed noise. Added is only what the seeds
-    change on all samples together: the variance of the seeds' means beyond that noise.
+    change on all samples together: the variance of the seeds' means beyond that noise. Of five seeds and more its 95 % intervals
+    hold the truth in 94 to 98 % of draws, of two that differ much in fewer than 90 %.
     """
-    num_seeds, num_samples = values_SN.shape
-    samples = _variance_of_mean(values_SN.mean(axis=0), cluster_N)
-    if num_seeds == 1:
-        return math.sqrt(samples)
-    common = values_SN.mean(axis=1).var(ddof=1) - values_SN.var(axis=0, ddof=1).mean() / num_samples
-    return math.sqrt(samples + max(0.0, common) / num_seeds)
+    return float(error_of_mean(values_SN, cluster_N).size)
 
 
-def _variance_of_mean(value_N: np.ndarray, cluster_N: np.ndarray | None) -> float:
+def error_of_mean(values_SN: np.ndarray, cluster_N: np.ndarray | None = None) -> Error:
+    """``standard_error`` with its degrees of freedom; of (S, ..., N) for each in between."""
+    return _together(_of_samples(values_SN.mean(axis=0), cluster_N), _common_to_seeds(values_SN, cluster_N))
+
+
+def error_of_difference(first_SN: np.ndarray, second_TN: np.ndarray, cluster_N: np.ndarray | None = None) -> Error:
+    """As ``error_of_mean``, of the difference of two on the same samples, each with seeds of its own."""
+    samples = _of_samples(first_SN.mean(axis=0) - second_TN.mean(axis=0), cluster_N)
+    return _together(samples, _common_to_seeds(first_SN, cluster_N), _common_to_seeds(second_TN, cluster_N))
+
+
+def quantile(degrees: float = math.inf, *, tail: float = 0.025) -> float:
+    """Student's, or the normal of degrees without end.
+
+    >>> round(quantile(), 2), round(quantile(9), 2)
+    (1.96, 2.26)
+    """
+    return float(-ndtri(tail) if math.isinf(degrees) else -stdtrit(degrees, tail))
+
+
+def two_sided_p(value: float, error: Error) -> float:
+    """Of a value that is 0 but for its error."""
+    z = -abs(value) / error.size
+    return float(2 * (ndtr(z) if math.isinf(error.degrees) else stdtr(error.degrees, z)))
+
+
+def by_cluster(value_KN: np.ndarray, cluster_N: np.ndarray | None) -> np.ndarray:
+    """(K, G): the sums of the last axis over the samples of each cluster; as it is where each sample is its own."""
+    if cluster_N is None:
+        return value_KN
+    _, group_N = np.unique(cluster_N, return_inverse=True)
+    order_N = np.argsort(group_N, kind="stable")
+    starts_G = np.searchsorted(group_N[order_N], np.arange(group_N.max() + 1))
+    return np.add.reduceat(value_KN[..., order_N], starts_G, axis=-1, dtype=float)
+
+
+class _Part(NamedTuple):
+    """Of a variance; ``doubt``: the square of what it was estimated from over the degrees of freedom of that."""
+
+    variance: Any
+    doubt: Any = 0.0
+
+
+def _of_samples(value_N: np.ndarray, cluster_N: np.ndarray | None) -> _Part:
     """G / (G - 1) sum_g (sum of the residuals of cluster g)^2 / N^2 (Miller 2024, arXiv 2411.00640, section 2.2); without
     clusters each sample is its own."""
-    residual_N = value_N - value_N.mean()
-    if cluster_N is not None:
-        residual_N = np.bincount(np.unique(cluster_N, return_inverse=True)[1], residual_N)
-    num = len(residual_N)
-    return 0.0 if num < 2 else float(num / (num - 1) * np.sum(residual_N**2) / len(value_N) ** 2)
+    residual_G = by_cluster(value_N - value_N.mean(axis=-1, keepdims=True), cluster_N)
+    num = residual_G.shape[-1]
+    variance = num / max(1, num - 1) * np.sum(residual_G**2, axis=-1) / value_N.shape[-1] ** 2 * (num > 1)
+    return _Part(variance, 0.0 if cluster_N is None else variance**2 / max(1, num - 1))
 
 
-def _quantile(cluster_N: np.ndarray | None) -> float:
-    return _quantile_of(None if cluster_N is None else len(np.unique(cluster_N)))
+def _common_to_seeds(values_SN: np.ndarray, cluster_N: np.ndarray | None) -> _Part:
+    """What a seed changes on all samples together: the variance of the seeds' means beyond each sample's own seed noise."""
+    num_seeds, num_samples = len(values_SN), values_SN.shape[-1]
+    if num_seeds == 1:
+        return _Part(np.zeros(values_SN.shape[1:-1]))
+    own = by_cluster(values_SN, cluster_N).var(axis=0, ddof=1).sum(axis=-1) / num_samples**2
+    of_means = values_SN.mean(axis=-1).var(axis=0, ddof=1)
+    return _Part(np.maximum(of_means - own, 0.0) / num_seeds, (of_means / num_seeds) ** 2 / (num_seeds - 1))
 
 
-def _quantile_of(num_clusters: int | None) -> float:
-    return Z if num_clusters is None else float(t.ppf(0.975, max(1, num_clusters - 1)))
+def _together(*parts: _Part) -> Error:
+    """Degrees of freedom after Welch and Satterthwaite: few seeds say little of how much seeds differ."""
+    variance, doubt = sum(part.variance for part in parts), sum(part.doubt for part in parts)
+    degrees = np.where(doubt > 0, variance**2 / np.where(doubt > 0, doubt, 1.0), math.inf)
+    return Error(np.sqrt(variance), np.maximum(degrees, 1.0))
 
 
 def seed_sd(correct_SN: np.ndarray) -> float | None:

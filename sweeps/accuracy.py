@@ -188,6 +188,7 @@ def _result(
     return {
         "metric": name,
         "why_agreement": group.why,
+        "identity": group.identity,
         **{part: value for part, value in headline.items() if part not in ("index", "ranks", "at")},
         "metrics": shares,
         "num_broken": len(outcome.problems),

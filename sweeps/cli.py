@@ -1,4 +1,4 @@
-"""The command line: ``tokred sweep ...`` (in a clone: ``python sweep.py ...``), ``tokred profile`` and ``tokred list``.
+"""The command line: ``tokred sweep ...`` (in a clone: ``python sweep.py ...``), ``profile``, ``list`` and ``power``.
 
 Exit codes: 0 all cells done (or refused with a reason), 2 the command cannot be understood, 3 some cells failed, 4 all did.
 """
@@ -22,6 +22,8 @@ usage: tokred sweep [KEY=VALUE ...]   compare methods: accuracy, MACs, speed   (
        tokred profile [KEY=VALUE ...] where the time of each model goes, by layer and part
        tokred list [PATTERN]          methods and backbones, a line each
        tokred list --markdown         the methods in full, as docs/methods.md
+       tokred power n=N discordant=D  the smallest difference that N samples will show, where methods disagree on a share D
+                    [comparisons=M]   (on one backbone: about 0.06); as one of M comparisons in a report
 """
 
 HELP = """\
@@ -103,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return profile(words[1:])
     if words[:1] == ["list"]:
         return _guarded(lambda: _list(words[1:]))
+    if words[:1] == ["power"]:
+        return _guarded(lambda: _power(words[1:]))
     print(USAGE, end="", file=sys.stdout if words[:1] in (["--help"], ["-h"], []) else sys.stderr)
     return 0 if words[:1] in (["--help"], ["-h"], []) else 2
 
@@ -261,6 +265,26 @@ def _list(words: Sequence[str]) -> int:
     if not found:
         raise ValueError(f"no method or backbone matches {words[0]!r}; tokred list shows them all")
     print(found)
+    return 0
+
+
+def _power(words: Sequence[str]) -> int:
+    from tokred.analysis.statistics import planned_detectable
+
+    given = dict(word.partition("=")[::2] for word in words)
+    wanted = "tokred power takes n=10000 discordant=0.06, and comparisons=225 if there are several"
+    if not {"n", "discordant"} <= given.keys() <= {"n", "discordant", "comparisons"}:
+        raise ValueError(f"{wanted}; got {' '.join(words) or 'nothing'}")
+    try:
+        num, comparisons, discordant = int(given["n"]), int(given.get("comparisons", 1)), float(given["discordant"])
+    except ValueError:
+        raise ValueError(f"{wanted}, all numbers, n and comparisons whole; got {' '.join(words)}") from None
+    least = planned_detectable(num, discordant, num_comparisons=comparisons)
+    family = f", each as one of {comparisons:,} comparisons" if comparisons > 1 else ""
+    print(
+        f"{num:,} samples, {100 * discordant:g} % of them discordant{family}: a true difference of {100 * least:.2f} points is "
+        "found in 4 of 5 sweeps"
+    )
     return 0
 
 

@@ -72,6 +72,7 @@ class Group:
     weights: str
     why: str  # why its metric is the agreement with the unreduced model; else empty
     cells: tuple[Cell, ...]
+    identity: dict[str, Any]  # digests of weights and data, the transform: what must be the same to compare results
 
 
 def make_plan(config: SweepConfig, data: DataSource) -> list[Group]:
@@ -177,15 +178,14 @@ def _group(
         "preprocess": str(backbone.preprocess()),
         "agreement": bool(why),
         **task.identity(),
-        "core": _core_hash(),
     }
-    place = _Place(backbone, fixed, identity, config, calibration)
+    place = _Place(backbone, fixed, identity | {"core": _core_hash()}, config, calibration)
     cells = [_cell(place, "none", {}, _amount(None, None, None, None), None)]
     for method, options in methods:
         for amount in _all_amounts(config, method):
             for seed in _seeds(method, options, config):
                 cells.append(_cell(place, method, options, amount, seed))
-    return Group(name, weights, why, tuple({cell.key: cell for cell in cells}.values()))
+    return Group(name, weights, why, tuple({cell.key: cell for cell in cells}.values()), identity)
 
 
 def _all_amounts(config: SweepConfig, method: str) -> Iterator[dict[str, Any]]:

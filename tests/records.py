@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tokred.analysis.curves import Curve
 from tokred.record import NULL, Record, Store, Timed, Timing, key_of, write_json
 
 NUM_SAMPLES, NUM_CLASSES, DEPTH = 400, 24, 6
@@ -160,3 +161,21 @@ def full_run(folder: Path) -> Run:
         )
     run.add("evit", share=0.1, status="failed", reason="RuntimeError: \x1b[31mout of memory\n  at layer 3")
     return run
+
+
+def made_curve(
+    label: str = "tome",
+    *,
+    shares: Sequence[float] = (0.4, 0.6, 0.8),
+    accuracies: Sequence[float] | None = None,
+    num_samples: int = 300,
+    num_seeds: int = 1,
+    seed: int = 0,
+    **more: Any,
+) -> Curve:
+    """Configurations right on the easiest samples, but for noise of their own. ``more``: fields of ``Curve``."""
+    true_K = np.array(accuracies if accuracies is not None else [0.7 + 0.1 * share for share in shares])
+    draw, ease_N = np.random.default_rng(seed), np.random.default_rng(99).random(num_samples)
+    noise_SKN = 0.1 * draw.standard_normal((num_seeds, len(shares), num_samples))
+    fields = {"index_N": np.arange(num_samples), "method": label, "backbone": "b"} | more
+    return Curve(label, np.array(shares), ease_N + noise_SKN < true_K[:, None], **fields)

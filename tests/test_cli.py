@@ -253,3 +253,31 @@ def test_the_command_without_a_task_says_how_it_is_used(words, code, capsys):
     assert main(words) == code
     said = capsys.readouterr()
     assert "usage: tokred sweep" in (said.err if code else said.out)
+
+
+def test_power_prints_the_smallest_difference_that_is_found(capsys):
+    assert main(["power", "n=10000", "discordant=0.06"]) == 0
+    assert "a true difference of 0.69 points is found in 4 of 5 sweeps" in capsys.readouterr().out
+
+
+def test_power_counts_the_comparisons_of_a_report(capsys):
+    assert main(["power", "n=10000", "discordant=0.06", "comparisons=225"]) == 0
+    # the normal quantiles of 1 - 0.05 / 2 / 225, 3.691 by the table, and of 80 %, 0.842
+    assert f"{100 * (3.691 + 0.842) * (0.06 / 10000) ** 0.5:.2f} points" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("n=10", "takes n=10000 discordant=0.06"),
+        ("", "got nothing"),
+        ("n=ten discordant=0.1", "all numbers, n and comparisons whole; got n=ten discordant=0.1"),
+        ("n=10 discordant=0.1 power=0.9", "takes n=10000 discordant=0.06"),
+        ("n=0 discordant=0.1", "are counted from 1; got 0 and 1"),
+        ("n=10 discordant=6", "above 0 and at most 1; got 6"),
+    ],
+)
+def test_power_refuses_what_it_does_not_know_in_one_line(words, why, capsys):
+    assert main(["power", *words.split()]) == 2
+    assert why in capsys.readouterr().err
+    assert capsys.readouterr().err.count("\n") <= 1

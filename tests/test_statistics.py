@@ -11,12 +11,17 @@ from tokred.analysis.statistics import (
     accuracy,
     accuracy_over_seeds,
     agresti_min,
+    by_cluster,
     discordant,
+    error_of_difference,
+    error_of_mean,
     least_detectable,
     mcnemar_exact,
     mcnemar_mid_p,
     paired_difference,
     paired_difference_over_seeds,
+    planned_detectable,
+    quantile,
     seed_sd,
     standard_error,
 )
@@ -75,6 +80,12 @@ def test_a_difference_of_the_least_detectable_size_is_found_in_four_of_five_draw
     assert found == pytest.approx(
         0.8, abs=0.03
     )  # the draws' own standard error is 0.006; a discordant sample is 0.02 of power
+
+
+def test_the_planned_difference_is_2_8_standard_errors():
+    """Of 1,000 to 50,000 samples, 6 % of them discordant: 2.8 sqrt(d / N), in points."""
+    found = [round(100 * planned_detectable(num, 0.06), 2) for num in (1000, 5000, 10_000, 50_000)]
+    assert found == [2.17, 0.97, 0.69, 0.31]
 
 
 def test_few_clusters_can_detect_less():
@@ -169,7 +180,38 @@ def test_the_seeds_sd_is_of_their_accuracies():
     assert seed_sd(np.ones((1, 4))) is None
 
 
+@pytest.mark.parametrize("num_seeds", [5, 10])
+def test_over_seeds_that_move_all_samples_intervals_cover_the_truth(num_seeds):
+    """What seeds do in common is most of the error here, and is known from a few of them."""
+    draw, covered = np.random.RandomState(4), 0
+    for _ in range(1000):
+        chance_S1 = 0.6 + 0.05 * draw.randn(num_seeds, 1)
+        found = accuracy_over_seeds(draw.rand(num_seeds, 1000) < chance_S1)
+        covered += found.low <= 0.6 <= found.high
+    assert 0.93 <= covered / 1000 <= 0.97
+
+
+def test_the_error_of_a_difference_adds_what_each_ones_seeds_do():
+    draw = np.random.RandomState(5)
+    first_SN, second_TN = draw.rand(3, 100) + draw.rand(3, 1), draw.rand(4, 100) + draw.rand(4, 1)
+    both = error_of_difference(first_SN, second_TN).size
+    alone = [error_of_mean(one).size ** 2 - one.mean(0).var(ddof=1) / 100 for one in (first_SN, second_TN)]
+    samples = (first_SN.mean(0) - second_TN.mean(0)).var(ddof=1) / 100
+    assert both == pytest.approx(math.sqrt(samples + sum(alone)))
+
+
+@pytest.mark.parametrize(("degrees", "expected"), [(math.inf, 1.959964), (4, 2.776445), (19, 2.093024)])
+def test_quantiles_are_those_of_printed_tables(degrees, expected):
+    assert quantile(degrees) == pytest.approx(expected, abs=1e-6)
+
+
 # Samples that share a video
+
+
+def test_sums_by_cluster_are_those_of_a_loop():
+    values_KN, cluster_N = np.random.RandomState(6).rand(3, 40), np.random.RandomState(7).randint(9, size=40)
+    expected = [[sum(row[cluster_N == name]) for name in sorted(set(cluster_N))] for row in values_KN]
+    assert by_cluster(values_KN, cluster_N) == pytest.approx(np.array(expected))
 
 
 def test_the_error_with_clusters_is_that_of_a_loop_over_videos():

@@ -35,7 +35,8 @@ class Record:
     ``cell`` holds method, options, backbone, weights, data, schedule, seed. ``result`` holds metric ("accuracy", or
     "agreement" with the unreduced model where there are no labels or weights), num_samples, num_correct, num_broken,
     tokens (leaving each layer, prefix included), requested_tokens, num_input_tokens, gmacs and gmacs_unreduced per sample,
-    gmacs_by_part, gmacs_by_layer and gmacs_reduction (the reduction's own).
+    gmacs_by_part, gmacs_by_layer and gmacs_reduction (the reduction's own); identity: digests of the weights and of the data
+    with its labels, the transform, and what else two results must have in common to be compared.
     """
 
     key: str
@@ -192,8 +193,8 @@ def _first_timing(times_ms: dict, speedup: dict, verdict: str, unreduced: str, n
     return Timing(**content, mode="eager", seed=0, models=models, resolution=resolution, schema=1)
 
 
-def wilson(num_correct: int, num_samples: int, *, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927).
+def wilson(num_correct: float, num_samples: float, *, z: float = 1.959963984540054) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927). An effective number of samples need not be whole.
 
     >>> [round(end, 4) for end in wilson(90, 100)]
     [0.8256, 0.9448]
