@@ -61,8 +61,8 @@ Data: data=NAME data.KEY=VALUE
 {sets}
 
 Others: batch_size, workers (processes that read data ahead), cells_per_pass (that share one reading of the data), device (auto,
-  cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), timing.rounds (0: none), timing.batch_size, allow_clip, out (run folder),
-  plugins (Python files of your own)
+  cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), timing.rounds (0: none), timing.batch_size, traces (samples whose tokens
+  are followed, for the figures of what is kept; 0: none), allow_clip, out (run folder), plugins (Python files of your own)
 Experiments: experiment=NAME, one of
 {experiments}
 
