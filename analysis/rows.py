@@ -99,17 +99,22 @@ def rows(store: Store, *, every_metric: bool = False) -> list[Row]:
     Of each cell its headline metric; with ``every_metric`` a row for each that it has. Seeds that failed are a row of their
     own.
     """
+    return [row for row, _ in rows_with_records(store, every_metric=every_metric)]
+
+
+def rows_with_records(store: Store, *, every_metric: bool = False) -> list[tuple[Row, list[Record]]]:
+    """The same, each row with the records it was made of: one for each seed."""
     records = store.planned()
     unreduced = {_place(r): r for r in reversed(records) if r.cell["method"] == "none" and r.status == "done"}
     timings = _timings(store, records)
     cells = grouped(records, lambda record: (json.dumps({**record.cell, "seed": None}, sort_keys=True), record.status))
     made = [
-        _row(cell, metric, store, unreduced.get(_place(cell[0])), timings)
+        (_row(cell, metric, store, unreduced.get(_place(cell[0])), timings), cell)
         for cell in cells
         for metric in _metrics(cell[0], every_metric)
     ]
-    groups = list(dict.fromkeys(row.group for row in made))
-    return sorted(made, key=lambda row: (groups.index(row.group), row.method != "none", row.label))
+    groups = list(dict.fromkeys(row.group for row, _ in made))
+    return sorted(made, key=lambda pair: (groups.index(pair[0].group), pair[0].method != "none", pair[0].label))
 
 
 def write_csv(items: Sequence[Any], path: str | Path) -> Path:
@@ -209,7 +214,7 @@ def _accuracy(cell: list[Record], metric: str, store: Store) -> dict[str, Any]:
         return about
     if cell[0].cell["method"] == "none" and about["metric"] == "agreement":
         return about | {"value": 1.0}  # with itself, by definition
-    correct_SN, cluster_N = _aligned([_samples(store, record, metric) for record in cell])
+    correct_SN, cluster_N = _aligned([samples(store, record, metric) for record in cell])
     if cluster_N is not None:
         about["num_clusters"] = len(np.unique(cluster_N))
     if len(cell) == 1 and cluster_N is None:
@@ -228,8 +233,8 @@ def _of_metric(record: Record, metric: str) -> dict[str, Any]:
 def _difference(cell: list[Record], metric: str, store: Store, unreduced: Record | None) -> dict[str, Any]:
     if "num_samples" not in _of_metric(cell[0], metric):
         return {}
-    reference = None if unreduced is None else _samples(store, unreduced, metric)
-    both, cluster_N = _aligned([*(_samples(store, record, metric) for record in cell), reference])
+    reference = None if unreduced is None else samples(store, unreduced, metric)
+    both, cluster_N = _aligned([*(samples(store, record, metric) for record in cell), reference])
     if both is None:
         return {}
     correct_SN, unreduced_N = both[:-1], both[-1]
@@ -267,7 +272,7 @@ def _resolution(timing: Timing) -> float | None:
     return max(abs(ratio.low - 1), abs(ratio.high - 1))
 
 
-def _samples(store: Store, record: Record, metric: str) -> Samples | None:
+def samples(store: Store, record: Record, metric: str) -> Samples | None:
     """None where the record has no predictions beside it."""
     if not store.predictions_path(record.key).is_file():
         return None
