@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import combinations_with_replacement
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -29,7 +30,7 @@ from tokred.analysis.partitions import (
 )
 from tokred.analysis.rows import grouped
 from tokred.analysis.statistics import Estimate
-from tokred.analysis.traces import Trace, Traced, few_settings, over_samples, seed_pairs
+from tokred.analysis.traces import Trace, Traced, over_samples, seed_pairs, spread
 
 COLOURS = "cividis"
 SQUARE_INCHES = 0.36
@@ -57,6 +58,7 @@ class Pair:
     a: str
     b: str
     num_samples: int
+    gmacs: float | None = None
     overlap: float | None = None
     overlap_low: float | None = None
     overlap_high: float | None = None
@@ -107,14 +109,13 @@ def draw_matrix(panel: Sequence[Pair], measure: str = "rand", ax: Axes | None = 
     return ax
 
 
-def save_agreement(traced: Sequence[Traced], folder: str | Path) -> list[Path]:
+def save_agreement(found: Sequence[Pair], folder: str | Path) -> list[Path]:
     """``agreement-BACKBONE`` as png, svg, and csv with all settings; drawn is the one that spends least."""
-    found = [some for some in grouped(pairs(traced), lambda pair: pair.group) if any(pair.a != pair.b for pair in some)]
-    groups = [some[0].group for some in found]
+    by_group = [some for some in grouped(found, lambda pair: pair.group) if any(pair.a != pair.b for pair in some)]
+    groups = [some[0].group for some in by_group]
     paths: list[Path] = []
-    for stem, some in zip(file_stems("agreement", groups), found, strict=True):
-        of_group = [one for one in traced if one.row.group == some[0].group]
-        drawn = [pair for pair in some if pair.setting == few_settings(of_group)[-1]]
+    for stem, some in zip(file_stems("agreement", groups), by_group, strict=True):
+        drawn = min(grouped(some, lambda pair: pair.setting), key=_mean_gmacs)
         title = f"{panel_title(some[0].group, groups)}, {printable(drawn[0].setting)}"
         paths += save_figure(partial(_figure, drawn, title), some, Path(folder) / stem)
     return paths
@@ -132,24 +133,19 @@ def _pair(a: Traced, b: Traced, both: Sequence[tuple[_Kept, _Kept]]) -> Pair:
         return over_samples(np.mean([measure(getattr(one, what), getattr(other, what)) for one, other in both], axis=0))
 
     chance, mutual = over_seeds(overlap_by_chance), over_seeds(normalized_mutual_information)
-    return Pair(
-        *a.row.group,
-        a.setting,
-        a.row.label,
-        b.row.label,
-        len(a.traces[0].index_S),
-        **_named("overlap", over_seeds(overlap)),
-        overlap_by_chance=None if chance is None else chance.value,
-        **_named("rand", over_seeds(adjusted_rand)),
-        mutual=None if mutual is None else mutual.value,
-        **_named("order", over_seeds(rank_correlation, "survival_SP")),
-    )
+    about: dict[str, Any] = {
+        **spread("overlap", over_seeds(overlap)),
+        "overlap_by_chance": None if chance is None else chance.value,
+        **spread("rand", over_seeds(adjusted_rand)),
+        "mutual": None if mutual is None else mutual.value,
+        **spread("order", over_seeds(rank_correlation, "survival_SP")),
+    }
+    num_samples = len(a.traces[0].index_S)
+    return Pair(*a.row.group, a.setting, a.row.label, b.row.label, num_samples, a.row.gmacs, **about)
 
 
-def _named(name: str, estimate: Estimate | None) -> dict[str, float]:
-    if estimate is None:
-        return {}
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+def _mean_gmacs(some: Sequence[Pair]) -> float:
+    return float(np.mean([pair.gmacs or 0.0 for pair in some]))
 
 
 def _in_order(panel: Sequence[Pair]) -> list[str]:
@@ -167,6 +163,7 @@ def _in_order(panel: Sequence[Pair]) -> list[str]:
 
 def _draw_square(ax: Axes, row: int, column: int, value: float | None, *, is_own: bool) -> None:
     if value is None and is_own:
+        ax.add_patch(Rectangle((column, row), 1, 1, facecolor="0.96", edgecolor="white", linewidth=1))
         return
     face = "0.93" if value is None else colormaps[COLOURS](max(0.0, value))
     ax.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor="white", linewidth=1))

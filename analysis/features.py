@@ -17,8 +17,8 @@ def cosine(x_SC: np.ndarray, y_SC: np.ndarray) -> np.ndarray:
 
 
 def linear_cka(x_SC: np.ndarray, y_SC: np.ndarray) -> float:
-    """Centered kernel alignment with linear kernels (Kornblith et al. 2019, arXiv 1905.00414). Of fewer samples than channels it is
-    high for features that have nothing in common: about C / (C + S) of noise; ``debiased_cka`` is not."""
+    """Centered kernel alignment with linear kernels (Kornblith et al. 2019, arXiv 1905.00414). Of few samples it is high for
+    features that have nothing in common, about C / (C + S) of noise; ``debiased_cka`` is not."""
     x_SC, y_SC = (np.asarray(one, float) - np.mean(one, axis=0, dtype=float) for one in (x_SC, y_SC))
     x, y = x_SC @ x_SC.T, y_SC @ y_SC.T
     return float((x * y).sum() / (np.linalg.norm(x) * np.linalg.norm(y)))

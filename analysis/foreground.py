@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from tokred.analysis.figure import file_stems, new_figure, panel_title, save_figure
 from tokred.analysis.look import Look, looks, printable
@@ -22,7 +24,7 @@ from tokred.analysis.rows import grouped
 from tokred.analysis.statistics import Estimate
 from tokred.analysis.traces import Trace, Traced, few_settings, group_size_SP, over_samples
 
-PANEL_INCHES, COLUMNS = (1.9, 1.65), 5
+PANEL_INCHES, FEW_INCHES, COLUMNS = (1.9, 1.65), (2.7, 2.3), 5
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,10 @@ class Retained:
     """What is left of objects and background behind one layer; means over ``num_samples``, each token counted by the share of
     its pixels that show an object, and by the rest for the background.
 
-    ``object_left``: tokens left for each token of object. A token that was dropped leaves none, one that stands alone leaves 1, one
-    of a group of k leaves 1 / k: the share is of what the model can still tell apart, and the same for pruning and merging.
-    ``object_dropped``: the share that was dropped. ``mixed``: of the groups of two or more, the share that hold tokens of which most
-    is object and tokens of which most is background; None where there are no such groups.
+    ``object_left``: tokens left for each token of object. A token that was dropped leaves none, one that stands alone 1, one of a
+    group of k 1 / k: how finely the model still sees it, alike for pruning and merging; over objects and background it adds up
+    to the tokens that are left. ``object_dropped``: the share that was dropped. ``mixed``: of the groups of two or more, those
+    that hold both tokens of which half or more is object and others; None where there are no such groups.
     """
 
     backbone: str
@@ -121,10 +123,11 @@ def draw_retained(
             if what == "object":
                 ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
     last = max((one for one in panel if one.setting == order[-1]), key=lambda one: one.layer, default=None)
-    said = "" if last is None else f"\nobject {100 * last.object_left:.0f}, rest {100 * last.background_left:.0f}"
+    said = "" if last is None else f"\nobject {100 * last.object_left:.0f}, background {100 * last.background_left:.0f}"
     ax.set_title(f"{printable(panel[0].label, width=24)}{said}", size=8)
     ax.set_ylim(0, 1.03)
     ax.set_xlim(0, None)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}")
     return ax
 
@@ -148,7 +151,7 @@ def _retained(one: Traced, layer: int) -> Retained | None:
     mixed = _over_seeds(mixed_groups, one.traces, layer)
     if left[0] is None or left[1] is None or gone[0] is None or gone[1] is None:
         return None
-    row, ends = one.row, [end for part in left if part is not None for end in (part.value, part.low, part.high)]
+    row = one.row
     return Retained(
         *row.group,
         one.setting,
@@ -156,10 +159,15 @@ def _retained(one: Traced, layer: int) -> Retained | None:
         row.options,
         layer,
         len(one.traces[0].index_S),
-        *ends,
-        gone[0].value,
-        gone[1].value,
-        None if mixed is None else mixed.value,
+        object_left=left[0].value,
+        object_left_low=left[0].low,
+        object_left_high=left[0].high,
+        background_left=left[1].value,
+        background_left_low=left[1].low,
+        background_left_high=left[1].high,
+        object_dropped=gone[0].value,
+        background_dropped=gone[1].value,
+        mixed=None if mixed is None else mixed.value,
     )
 
 
@@ -187,9 +195,10 @@ def _shade(colour: str, depth: float) -> tuple[float, float, float]:
 def _figure(some: Sequence[Retained], order: Sequence[str], title: str) -> Figure:
     """A panel for each method, first those that keep more of the objects than of the background, at the cheapest setting."""
     panels = sorted(grouped(some, lambda one: one.label), key=partial(_gap, cheapest=order[-1]))
-    num_columns = min(COLUMNS, max(2, len(panels)))
+    num_columns = min(COLUMNS, len(panels))
     num_rows = -(-len(panels) // num_columns)
-    figure = new_figure(PANEL_INCHES[0] * num_columns + 0.6, PANEL_INCHES[1] * num_rows + 1.4)
+    width, height = PANEL_INCHES if num_rows > 1 else FEW_INCHES
+    figure = new_figure(max(6.4, width * num_columns + 0.6), height * num_rows + 1.3)
     axes = list(figure.subplots(num_rows, num_columns, squeeze=False, sharex=True, sharey=True).flat)
     given = looks((one.method, one.options) for one in some)
     for panel, ax in zip(panels, axes, strict=False):
@@ -197,10 +206,13 @@ def _figure(some: Sequence[Retained], order: Sequence[str], title: str) -> Figur
     for place, ax in enumerate(axes[len(panels) :], start=len(panels)):
         ax.remove()
         axes[place - num_columns].tick_params(labelbottom=True)
-    figure.suptitle(f"{title}: what is left of objects and of the rest", size="large")
-    figure.supylabel("tokens left for each token, %\n(a group of k counts 1 / k)", size="medium")
-    figure.supxlabel(f"layers passed (means over {some[0].num_samples} samples, 95 % intervals)", size="medium")
-    figure.legend(handles=_key(order), loc="outside lower center", ncols=2 if len(order) > 1 else 3, frameon=False)
+    figure.suptitle(f"{title}: what is left of objects and of the background", size="large")
+    figure.supylabel("tokens left for each, %", size="medium")
+    for place in range(max(0, len(panels) - num_columns), len(panels)):
+        axes[place].set_xlabel("layers passed")
+    note = f"means over {some[0].num_samples} samples, 95 % intervals; a token in a group of k leaves 1 / k"
+    where: dict[str, Any] = {"loc": "outside lower center", "ncols": 2 if len(order) < 3 else 3}
+    figure.legend(handles=_key(order), **where, frameon=False, fontsize=8, title=note, title_fontsize=8)
     return figure
 
 
@@ -211,11 +223,11 @@ def _gap(panel: Sequence[Retained], *, cheapest: str) -> float:
 
 def _key(order: Sequence[str]) -> list[Line2D]:
     lines = [
-        Line2D([], [], color="0.2", label="objects (pixels of moving things and those at rest)"),
+        Line2D([], [], color="0.2", label="objects"),
         Line2D([], [], color="0.2", linestyle="--", label="background"),
     ]
     shades = [
         Line2D([], [], color=_shade("0.2", (place + 1) / len(order)), linewidth=4, label=printable(name))
         for place, name in enumerate(order)
     ]
-    return lines + shades
+    return [*lines, *shades]

@@ -185,8 +185,8 @@ def _draw_square(ax: Axes, square: Square, column: int, row: int, largest: float
         hatch = None if square.detected else "////"
     ax.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor="white", hatch=hatch, linewidth=0))
     ax.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="0.75" if square.mark else "white", linewidth=1))
-    ink = ink(face) if square.detected else "0.3"
-    ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink, size="small")
+    colour = ink(face) if square.detected else "0.3"
+    ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=colour, size="small")
 
 
 def _panel_title(panel: Sequence[Square]) -> str:

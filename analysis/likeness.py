@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,13 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.stats import kendalltau, spearmanr
 
-from tokred.analysis.agreement import Pair, pairs
+from tokred.analysis.agreement import Pair
 from tokred.analysis.features import cosine, debiased_cka, jackknife
 from tokred.analysis.figure import new_figure, panel_title, save_figure
 from tokred.analysis.look import Look, looks, printable
 from tokred.analysis.rows import Row, grouped, write_csv
-from tokred.analysis.statistics import Estimate
-from tokred.analysis.traces import Traced, over_samples, setting
+from tokred.analysis.traces import Traced, over_samples, spread
 
 FEWEST = 5  # rows: of four no order can have a two-sided p under 0.05 (2 / 4! = 0.083)
 MEASURES = {"cosine": "cosine of the features", "cka": "debiased linear CKA of the features"}
@@ -104,15 +104,16 @@ def draw_likeness(
         x, y = getattr(one, measure), one.difference if one.difference is not None else one.value
         if x is None or y is None:
             continue
-        ends = [getattr(one, f"{measure}_{end}") for end in ("low", "high")]
+        low, high = (getattr(one, f"{measure}_{end}") for end in ("low", "high"))
         look = given[one.method, one.options]
         ax.errorbar(
             [x],
             [y],
-            xerr=[[x - ends[0]], [ends[1] - x]],
+            xerr=[[x - low], [high - x]],
+            yerr=_bars(one, y),
             marker=look.marker,
             color=look.colour,
-            ecolor=(look.colour, 0.4),
+            ecolor=(look.colour, 0.35),
             markersize=5.5,
             elinewidth=1.0,
         )
@@ -123,14 +124,18 @@ def draw_likeness(
     return ax
 
 
-def save_likeness(traced: Sequence[Traced], folder: str | Path) -> list[Path]:
+def save_likeness(found: Sequence[Likeness], of_pairs: Sequence[Pair], folder: str | Path) -> list[Path]:
     """``likeness`` as png, svg and csv, and ``correlations.csv``; nothing where no reduced row was traced."""
-    found = likenesses(traced)
     if not found:
         return []
-    made = correlations(found, pairs(traced))
+    made = correlations(found, of_pairs)
     written = save_figure(partial(_figure, found, made), found, Path(folder) / "likeness")
     return [*written, write_csv(made, Path(folder) / "correlations.csv")]
+
+
+def _bars(one: Likeness, y: float) -> list[list[float]]:
+    low, high = one.difference_low, one.difference_high
+    return [[0.0 if low is None else y - low], [0.0 if high is None else high - y]]
 
 
 def _likeness(one: Traced, unreduced: Traced) -> Likeness:
@@ -142,19 +147,8 @@ def _likeness(one: Traced, unreduced: Traced) -> Likeness:
         return float(np.mean([debiased_cka(own_SC, reference_SC) for own_SC in features]))
 
     aligned = jackknife(cka, reference_SC, *features)
-    return Likeness(
-        **asdict(one.row),
-        setting=one.setting,
-        num_traced=len(reference_SC),
-        **_named("cosine", like),
-        **_named("cka", aligned),
-    )
-
-
-def _named(name: str, estimate: Estimate | None) -> dict[str, float]:
-    if estimate is None:
-        return {}
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    about: dict[str, Any] = {**spread("cosine", like), **spread("cka", aligned)}
+    return Likeness(**asdict(one.row), setting=one.setting, num_traced=len(reference_SC), **about)
 
 
 def _belongs(pair: Pair, row: Likeness) -> bool:
@@ -230,7 +224,9 @@ def _handle(name: tuple[str, str], look: Look) -> Line2D:
 
 
 def _said(made: Sequence[Correlation]) -> str:
-    """Of each setting how its rows are ordered, a line."""
+    """Of each setting how its rows are ordered, a line; of many settings that of all together."""
+    if len(made) > 4:
+        made = [one for one in made if one.setting == ALL]
     return "\n".join(f"{printable(one.setting)}: {_told(one)}" for one in made)
 
 

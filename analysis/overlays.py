@@ -18,8 +18,8 @@ from matplotlib.patches import Patch
 
 from tokred.analysis.figure import file_stems, new_figure, panel_title, save_figure
 from tokred.analysis.look import printable
-from tokred.analysis.rows import Row, grouped, rows_with_records, samples
-from tokred.analysis.traces import Traced, few_settings, group_size_SP, read_traces
+from tokred.analysis.rows import grouped, rows_with_records, samples
+from tokred.analysis.traces import Traced, few_settings, group_size_SP, read_traces, settings
 from tokred.record import Record, Store
 
 NUM_CLIPS = 3
@@ -70,12 +70,14 @@ def overlay(
     at_TYX = first_P.reshape(grid)[list(time_F)]
     alone_TYX = (group_size_SP(first_P[None])[0] == 1).reshape(grid)[list(time_F)]
     patches = _patches(frames_FHWC, grid[1:])
-    size, gap = max(1, PATCH_PIXELS // patches.shape[3]), np.full((len(time_F), 1), -2)
+    size = _enlarged(patches)
     seen = _coloured(patches, at_TYX, alone_TYX)
     seen = seen.repeat(size, axis=3).repeat(size, axis=4)
     _border(seen, at_TYX, alone_TYX)
     _hatch(seen, at_TYX)
-    pictures = seen.transpose(0, 1, 3, 2, 4, 5).reshape(len(gap), grid[1] * seen.shape[3], grid[2] * seen.shape[4], 3)
+    pictures = seen.transpose(0, 1, 3, 2, 4, 5).reshape(
+        len(time_F), grid[1] * seen.shape[3], grid[2] * seen.shape[4], 3
+    )
     return _side_by_side(pictures)
 
 
@@ -108,7 +110,9 @@ def save_overlays(store: Store, folder: str | Path) -> list[Path]:
     for stem, some in zip(file_stems("overlays", groups), found, strict=True):
         group = some[0].row.group
         drawn = [one for one in some if one.setting == few_settings(some)[-1] and one.row.method != "none"]
-        fates = {one.row.label: _fates(right.get(group), right.get((*group, one.row.label, one.setting))) for one in drawn}
+        fates = {
+            one.row.label: _fates(right.get(group), right.get((*group, one.row.label, one.setting))) for one in drawn
+        }
         frames = known[group]
         chosen = clips(fates, [index for index in frames.index_D.tolist() if index in drawn[0].traces[0].index_S])
         items = [_item(one, index, fates[one.row.label]) for one in drawn for index in chosen]
@@ -124,6 +128,11 @@ def _patches(frames_FHWC: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
     return frames_FHWC.reshape(F, grid[0], H // grid[0], grid[1], W // grid[1], C).transpose(0, 1, 3, 2, 4, 5)
 
 
+def _enlarged(patches: np.ndarray) -> int:
+    """How often a pixel is repeated, so that borders are finer than pixels."""
+    return max(1, PATCH_PIXELS // patches.shape[3])
+
+
 def _coloured(patches: np.ndarray, at_TYX: np.ndarray, alone_TYX: np.ndarray) -> np.ndarray:
     """Each patch in the mean colour of its group, over the times that are drawn."""
     mean_NC = patches.mean((3, 4)).reshape(-1, 3)
@@ -135,21 +144,12 @@ def _coloured(patches: np.ndarray, at_TYX: np.ndarray, alone_TYX: np.ndarray) ->
 
 
 def _border(seen: np.ndarray, at_TYX: np.ndarray, alone_TYX: np.ndarray) -> None:
-    """White between patches of different groups, within a frame; two single tokens have a thin grey line."""
+    """White between two patches of different groups, but for two that stand alone."""
     width = max(1, seen.shape[3] // 16)
-    for axis, place in ((1, (slice(0, width), slice(None))), (2, (slice(None), slice(0, width)))):
-        before, after = (np.take(at_TYX, range(*ends), axis) for ends in ((0, at_TYX.shape[axis] - 1), (1, at_TYX.shape[axis])))
-        starts = np.zeros(at_TYX.shape, bool)
-        np.moveaxis(starts, axis, 0)[1:] = np.moveaxis(before != after, axis, 0)
-        alone = np.zeros(at_TYX.shape, bool)
-        both = np.moveaxis(alone_TYX, axis, 0)
-        np.moveaxis(alone, axis, 0)[1:] = both[1:] & both[:-1]
-        _paint(seen, starts & ~alone, place)
-
-
-def _paint(seen: np.ndarray, which_TYX: np.ndarray, place: tuple[slice, slice]) -> None:
-    part = seen[(slice(None),) * 3 + place]
-    part[which_TYX] = 255
+    above = (at_TYX[:, 1:] != at_TYX[:, :-1]) & ~(alone_TYX[:, 1:] & alone_TYX[:, :-1])
+    before = (at_TYX[:, :, 1:] != at_TYX[:, :, :-1]) & ~(alone_TYX[:, :, 1:] & alone_TYX[:, :, :-1])
+    seen[:, 1:, :, :width][above] = 255
+    np.moveaxis(seen[:, :, 1:], 4, 3)[:, :, :, :width][before] = 255
 
 
 def _hatch(seen: np.ndarray, at_TYX: np.ndarray) -> None:
@@ -181,15 +181,15 @@ def _right(store: Store) -> dict[tuple, dict[int, bool]]:
     """Which samples a row has right, its first seed; the unreduced model's by its group alone. Only where a metric counts
     samples of the data, not texts."""
     found = {}
-    for row, records in rows_with_records(store):
-        if row.metric in ("accuracy", "agreement") and records[0].cell.get("task", "classification") == "classification":
-            place = row.group if row.method == "none" else (*row.group, row.label, _setting(row))
+    both = rows_with_records(store)
+    for (row, records), named in zip(both, settings([row for row, _ in both]), strict=True):
+        if (
+            row.metric in ("accuracy", "agreement")
+            and records[0].cell.get("task", "classification") == "classification"
+        ):
+            place = row.group if row.method == "none" else (*row.group, row.label, named)
             found[place] = _of_record(store, records[0], row.metric)
     return found
-
-
-def _setting(row: Row) -> str:
-    return Traced(row, ()).setting
 
 
 def _of_record(store: Store, record: Record, metric: str) -> dict[int, bool]:
@@ -221,11 +221,12 @@ def _figure(
     panels = figure.subplots(len(drawn) + 1, len(chosen), squeeze=False)
     for column, index in enumerate(chosen):
         of_sample = frames.frames_DFHWC[frames.index_D.tolist().index(index)]
-        _show(panels[0, column], _plain(of_sample, drawn[0].traces[0].grid, frames.time_F), f"sample {index}", truth.get(index, ""))
+        plain = _plain(of_sample, drawn[0].traces[0].grid)
+        _show(panels[0, column], plain, f"sample {index}", truth.get(index, ""))
         for row, one in enumerate(drawn, start=1):
             trace, item = one.traces[0], items[(row - 1) * len(chosen) + column]
             first_P = trace.first_SP(trace.depth - 1)[trace.index_S.tolist().index(index)]
-            _show(panels[row, column], overlay(of_sample, first_P, trace.grid, frames.time_F), "", item.fate)
+            _show(panels[row, column], overlay(of_sample, first_P, trace.grid, frames.time_F.tolist()), "", item.fate)
     for ax, name in zip(panels[:, 0], ["unreduced", *(one.row.label for one in drawn)], strict=True):
         ax.set_ylabel(printable(name, width=22), rotation=0, ha="right", va="center", size=8.5)
     figure.suptitle(f"{title}: tokens that leave the last layer", size="large")
@@ -233,10 +234,9 @@ def _figure(
     return figure
 
 
-def _plain(frames_FHWC: np.ndarray, grid: tuple[int, int, int], time_F: np.ndarray) -> np.ndarray:
+def _plain(frames_FHWC: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
     """The frames as they are, at the size of the others."""
-    patches = _patches(frames_FHWC, grid[1:])
-    size = max(1, PATCH_PIXELS // patches.shape[3])
+    size = _enlarged(_patches(frames_FHWC, grid[1:]))
     return _side_by_side(frames_FHWC.repeat(size, axis=1).repeat(size, axis=2))
 
 
@@ -260,5 +260,7 @@ def _key() -> list[Patch]:
         Patch(facecolor="0.15", edgecolor="0.6", hatch="////", label="dropped"),
         Patch(facecolor="none", edgecolor="none", label="with its pixels: kept as it is"),
         Patch(facecolor="none", edgecolor=COLOURS["lost"], linewidth=2, label="lost: the unreduced model has it right"),
-        Patch(facecolor="none", edgecolor=COLOURS["gained"], linewidth=2, label="gained: the unreduced model has it wrong"),
+        Patch(
+            facecolor="none", edgecolor=COLOURS["gained"], linewidth=2, label="gained: the unreduced model has it wrong"
+        ),
     ]

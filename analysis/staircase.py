@@ -13,14 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tokred.analysis.figure import new_figure, panel_title, save_figure
-from tokred.analysis.look import Look, looks, printable
+from tokred.analysis.look import looks, printable
 from tokred.analysis.rows import Row, grouped, rows_with_records
-from tokred.analysis.traces import setting
+from tokred.analysis.traces import settings
 from tokred.record import Record, Store
 
 # where in its layer a method takes tokens away: attention is the first half, the MLP the second
 DROPS_AT = {"input": 0.0, "before_attention": 0.0, "queries": 0.25, "attention": 0.25, "after_mlp": 1.0, "output": 1.0}
 ALIKE = 0.02  # of the input: schedules of one budget that differ by less, for what their methods cost, are drawn as one
+SHARED_COLOUR = "0.3"
 PANEL_INCHES = (3.9, 3.1)
 MOST = 3  # panels of a backbone
 
@@ -54,12 +55,12 @@ class Stair:
 
 def stairs(store: Store) -> list[Stair]:
     """Of all reduced rows of the latest plan that are done, layer by layer; seeds have the same."""
-    return [
-        stair
-        for row, records in rows_with_records(store)
-        if row.method != "none" and row.status == "done"
-        for stair in _of_row(row, records[0])
-    ]
+    both = rows_with_records(store)
+    found: list[Stair] = []
+    for (row, records), named in zip(both, settings([row for row, _ in both]), strict=True):
+        if row.method != "none" and row.status == "done":
+            found += _of_row(row, named, records[0])
+    return found
 
 
 def draw_stairs(panel: Sequence[Stair], ax: Axes | None = None, *, given: dict | None = None) -> Axes:
@@ -89,10 +90,10 @@ def save_staircase(store: Store, folder: str | Path) -> list[Path]:
     return save_figure(partial(_figure, found), found, Path(folder) / "staircase") if found else []
 
 
-def _of_row(row: Row, record: Record) -> list[Stair]:
+def _of_row(row: Row, named: str, record: Record) -> list[Stair]:
     tokens, spread = record.result["tokens"], record.result.get("tokens_sd")
     reaching = [record.result["num_input_tokens"], *tokens[:-1]]
-    place = (*row.group, setting(row), row.method, row.options, row.gmacs_share)
+    place = (*row.group, named, row.method, row.options, row.gmacs_share)
     drops_at = DROPS_AT.get(record.result.get("site", ""), 0.5)
     return [
         Stair(*place, layer, reaching[layer], tokens[layer], spread[layer] if spread else None, drops_at)
@@ -121,7 +122,7 @@ def _is_like(one: Sequence[Stair], other: Sequence[Stair]) -> bool:
 def _draw_alike(ax: Axes, alike: Sequence[Sequence[Stair]], given: dict, number: int) -> None:
     """The line of the first; the band reaches over all of them, and over a standard deviation where counts differ."""
     first = alike[0]
-    look: Look = given[first[0].method, first[0].options]
+    colour = given[first[0].method, first[0].options].colour if len(alike) == 1 else SHARED_COLOUR
     x = [place for stair in first for place in (stair.layer, stair.layer + stair.drops_at) for _ in range(2)][1:]
     x = [*x, first[-1].layer + 1]
     ends = [_ends(row) for row in alike]
@@ -131,8 +132,8 @@ def _draw_alike(ax: Axes, alike: Sequence[Sequence[Stair]], given: dict, number:
     width = 1.6 if len(alike) == 1 else 2.4
     names = ", ".join(printable(row[0].label, width=30) for row in alike)
     label = textwrap.fill(names, 44, subsequent_indent="   ", break_long_words=False)
-    ax.fill_between(x, low, high, color=look.colour, alpha=0.18, linewidth=0, zorder=1)
-    ax.plot(x, middle, color=look.colour, linewidth=width, label=label, zorder=3, linestyle=("-", "--", ":")[number % 3])
+    ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0, zorder=1)
+    ax.plot(x, middle, color=colour, linewidth=width, label=label, zorder=3, linestyle=("-", "--", ":")[number % 3])
 
 
 def _ends(row: Sequence[Stair]) -> tuple[list[float], list[float]]:

@@ -59,19 +59,22 @@ class Trace:
 
 @dataclass(frozen=True)
 class Traced:
-    """A row with its traces, one for each seed. ``setting``: what has to be the same in rows that are compared."""
+    """A row with its traces, one for each seed. ``setting``: what is the same in rows that are compared."""
 
     row: Row
+    setting: str
     traces: tuple[Trace, ...]
 
-    @property
-    def setting(self) -> str:
-        return setting(self.row)
 
+def settings(rows: Sequence[Row]) -> list[str]:
+    """Of each row the amount, and the shape of its schedule where the shapes of its backbone's rows differ: ``budget 0.5 front``.
 
-def setting(row: Row) -> str:
-    """The amount, and the shape of its schedule: ``budget 0.5 decreasing``."""
-    return f"{row.schedule} {row.shape}".rstrip()
+    A method whose counts differ by sample has no shape; it is compared with those of one shape at the same amount.
+    """
+    shapes: dict[tuple, set[str]] = {}
+    for row in rows:
+        shapes.setdefault(row.group, set()).update([row.shape] if row.shape else [])
+    return [f"{row.schedule} {row.shape if len(shapes[row.group]) > 1 else ''}".rstrip() for row in rows]
 
 
 def read_traces(store: Store, *, telling: bool = False) -> list[Traced]:
@@ -80,9 +83,10 @@ def read_traces(store: Store, *, telling: bool = False) -> list[Traced]:
     Those spread evenly over the data; with ``telling`` also those that were picked for being lost or gained, of which nothing
     can be said but what they show.
     """
+    both = rows_with_records(store)
     found = [
-        Traced(row, tuple(traces))
-        for row, records in rows_with_records(store)
+        Traced(row, named, tuple(traces))
+        for (row, records), named in zip(both, settings([row for row, _ in both]), strict=True)
         if (traces := [trace for record in records if (trace := _read(record, store, telling)) is not None])
     ]
     return [one for group in grouped(found, lambda one: one.row.group) for one in _of_same_samples(group)]
@@ -111,6 +115,13 @@ def over_samples(value_N: np.ndarray) -> Estimate | None:
     return Estimate(mean, mean - half, mean + half)
 
 
+def spread(name: str, estimate: Estimate | None) -> dict[str, float]:
+    """``name``, ``name_low`` and ``name_high`` of a number that is 1 at most; nothing of None."""
+    if estimate is None:
+        return {}
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": min(1.0, estimate.high)}
+
+
 def few_settings(some: Sequence[Traced], most: int = 3) -> list[str]:
     """The settings to draw of one backbone: of many the one that spends least, the one that spends most, and between them."""
     costs = {
@@ -118,7 +129,9 @@ def few_settings(some: Sequence[Traced], most: int = 3) -> list[str]:
         for one in grouped((one for one in some if one.row.method != "none"), lambda one: one.setting)
     }
     order = sorted(costs, key=lambda name: -costs[name])
-    return [order[place] for place in np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))]
+    return [
+        order[place] for place in np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))
+    ]
 
 
 def seed_pairs(a: Traced, b: Traced) -> list[tuple[Trace, Trace]]:
@@ -135,7 +148,7 @@ def _read(record: Record, store: Store, telling: bool) -> Trace | None:
         return None
     trace = Trace(
         arrays["index_S"],
-        tuple(arrays["grid"].tolist()),
+        (int(arrays["grid"][0]), int(arrays["grid"][1]), int(arrays["grid"][2])),
         int(arrays["depth"]),
         tuple(arrays["layer_R"].tolist()),
         arrays["first_RSP"],
@@ -151,4 +164,4 @@ def _of_same_samples(group: list[Traced]) -> list[Traced]:
     shared = reduce(np.intersect1d, [trace.index_S for one in group for trace in one.traces])
     if len(shared) < 2:
         return []
-    return [Traced(one.row, tuple(trace.cut(shared) for trace in one.traces)) for one in group]
+    return [Traced(one.row, one.setting, tuple(trace.cut(shared) for trace in one.traces)) for one in group]

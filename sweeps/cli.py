@@ -134,6 +134,7 @@ def _sweep(words: Sequence[str]) -> int:
 
 def _show(store, console: Console) -> None:
     from tokred.analysis.heatmap import save_heatmaps
+    from tokred.analysis.kept import save_kept
     from tokred.analysis.pareto import save_pareto
     from tokred.analysis.rows import rows, write_csv
     from tokred.analysis.table import print_metrics, print_table
@@ -145,8 +146,9 @@ def _show(store, console: Console) -> None:
     written = [write_csv(found, store.folder / "results.csv")]
     if len(every) > len(found):
         written.append(write_csv(every, store.folder / "metrics.csv"))
-    figures = [*save_pareto(found, store.folder), *save_heatmaps(found, store.folder)]
-    written += [path for path in figures if path.suffix != ".csv"]
+    figures = [*save_pareto(found, store.folder), *save_heatmaps(found, store.folder), *save_kept(store, store.folder)]
+    drawn = {path.stem for path in figures if path.suffix == ".png"}
+    written += [path for path in figures if path.suffix != ".csv" or path.stem not in drawn]
     _say(console, "written: " + ", ".join(str(path) for path in written))
 
 

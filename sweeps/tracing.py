@@ -7,7 +7,7 @@ that reduced models most often lose or gain against the unreduced one; they are 
     asked          the samples that were asked for
     grid, depth    (T, H, W) of the tokens, and the number of layers
     layer_R        the layers that reduce
-    first_RSP      which group an input token is in when it leaves such a layer: the place of the group's first member; -1: dropped
+    first_RSP      which group an input token is in behind such a layer: the place of the group's first member; -1: dropped
     size_RSP       float16: at the place of a group's first member what it weighs; elsewhere 0
     feature_SC     float16: what the head reads, the class token or else the mean of the tokens, after the final norm
     object_SP      float16: the share of an input token's pixels that show an object, where the data knows
@@ -32,9 +32,13 @@ from tokred.record import Record, Store
 from tokred.sweeps.accuracy import Bench
 from tokred.sweeps.conditions import device_of
 from tokred.sweeps.plan import Cell, Group
+from tokred.tokens import Tokens
 
 TELLING = 3  # samples of each kind, lost and gained
-DRAWN, FRAMES = 8, 4  # samples, and of each as many times, whose pixels are kept: 0.4 MiB of moving shapes, 5 of 224 x 224
+DRAWN, FRAMES = (
+    8,
+    4,
+)  # samples, and of each as many times, whose pixels are kept: 0.4 MiB of moving shapes, 5 of 224 x 224
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,8 @@ class Samples:
 
 def wanted(group: Group, data: DataSource, store: Store, num_traces: int) -> Wanted:
     """What ``num_traces`` asks for, once the group has its accuracies."""
-    spread = np.linspace(0, len(data) - 1, min(num_traces, len(data))).round().astype(int)
-    spread = tuple(dict.fromkeys(spread.tolist()))
+    places = np.linspace(0, len(data) - 1, min(num_traces, len(data))).round().astype(int)
+    spread = tuple(dict.fromkeys(places.tolist()))
     return Wanted(spread, tuple(index for index in _telling(group, store) if index not in spread) if spread else ())
 
 
@@ -158,7 +162,7 @@ def _parts(model: ReducedModel, inputs: Tensor, bench: Bench) -> Iterator[tuple[
 
 def _part(model: ReducedModel, inputs: Tensor) -> tuple[np.ndarray, ...]:
     """``first_RSP``, ``size_RSP`` and ``feature_SC`` of a batch."""
-    backbone, states = model.backbone, []
+    backbone, states = model.backbone, list[Tokens]()
     tokens = backbone.normed(model.run(inputs, states=states))
     feature_SC = tokens.x_BNC[:, 0] if backbone.has_cls else tokens.mean_pool()
     P = backbone.num_tokens - backbone.prefix
@@ -188,11 +192,11 @@ def _is_traced(cell: Cell, asked: Wanted, store: Store) -> bool:
 def _telling(group: Group, store: Store) -> list[int]:
     """Those lost by most cells, then those gained by most; the earlier where as many do."""
     first, *others = (_right(store.get(cell.key), store) for cell in group.cells)
-    others = [other for other in others if other is not None and first is not None and other.keys() == first.keys()]
-    if first is None or not others:
+    comparable = [other for other in others if other is not None and first is not None and other.keys() == first.keys()]
+    if first is None or not comparable:
         return []
-    index = np.array(list(first))
-    right, rights = np.array(list(first.values())), np.array([list(other.values()) for other in others])
+    index, right = np.array(list(first)), np.array(list(first.values()))
+    rights = np.array([list(other.values()) for other in comparable])
     lost, gained = (~rights & right).sum(0), (rights & ~right).sum(0)
     chosen: list[int] = []
     for times in (lost, gained):
@@ -208,5 +212,3 @@ def _right(record: Record | None, store: Store) -> dict[int, bool] | None:
     arrays = store.predictions(record.key)
     right = arrays["prediction"] == arrays["reference" if "reference" in arrays else "label"]
     return dict(zip(arrays["index"].tolist(), right.tolist(), strict=True))
-
-

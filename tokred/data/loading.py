@@ -84,7 +84,7 @@ class DataSource(ABC):
         """The name and the options, JSON-able: ``create_data(**source.description())`` is this source again."""
 
     def foreground(self, index: int) -> np.ndarray | None:
-        """(T, H, W) bool: the pixels that show an object, where the source knows; else None. Of the input as ``read`` gives it."""
+        """(T, H, W) bool: which pixels of the input, as ``read`` gives it, show an object; None where that is not known."""
         return None
 
     def apart(self, num_samples: int) -> "DataSource | None":
