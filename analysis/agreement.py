@@ -32,11 +32,11 @@ from tokred.analysis.rows import grouped
 from tokred.analysis.statistics import Estimate
 from tokred.analysis.traces import Trace, Traced, over_samples, seed_pairs, spread
 
-COLOURS = "cividis"
-SQUARE_INCHES = 0.36
+COLOURS = "RdBu"  # as in the heat-map: red below 0, white 0, blue above
+SQUARE_INCHES = 0.34
 MEASURES = {
-    "overlap": "overlap of the tokens kept as they are (IoU)",
-    "rand": "agreement of what is together: adjusted Rand index",
+    "overlap": "IoU of the tokens kept as they are",
+    "rand": "adjusted Rand index of what is together",
     "order": "rank correlation of how long tokens stay as they are",
 }
 
@@ -88,14 +88,19 @@ def pairs(traced: Sequence[Traced]) -> list[Pair]:
     return found
 
 
-def draw_matrix(panel: Sequence[Pair], measure: str = "rand", ax: Axes | None = None) -> Axes:
-    """``panel``: the pairs of one backbone and setting; ``measure``: one of ``MEASURES``. Methods that agree stand together."""
+def draw_matrix(
+    panel: Sequence[Pair], below: str = "rand", above: str | None = "overlap", ax: Axes | None = None
+) -> Axes:
+    """``panel``: the pairs of one backbone and setting; ``below`` and ``above`` the diagonal one of ``MEASURES`` each. On the
+    diagonal two seeds of a random method, by ``below``. Methods that agree stand together."""
     ax = ax or new_figure(5.0, 5.0).subplots()
-    names = _in_order(panel)
-    value = {(pair.a, pair.b): getattr(pair, measure) for pair in panel}
+    names, by_names = _in_order(panel), {(pair.a, pair.b): pair for pair in panel}
     for row, a in enumerate(names):
-        for column, b in enumerate(names[: row + 1]):
-            _draw_square(ax, row, column, value.get((a, b), value.get((b, a))), is_own=row == column)
+        for column, b in enumerate(names):
+            measure, pair = above if column > row else below, by_names.get((a, b), by_names.get((b, a)))
+            if measure is not None:
+                value = None if pair is None else getattr(pair, measure)
+                _draw_square(ax, row, column, value, is_own=row == column)
     ax.set_xlim(0, len(names))
     ax.set_ylim(len(names), 0)
     ax.set_aspect("equal")
@@ -165,25 +170,26 @@ def _draw_square(ax: Axes, row: int, column: int, value: float | None, *, is_own
     if value is None and is_own:
         ax.add_patch(Rectangle((column, row), 1, 1, facecolor="0.96", edgecolor="white", linewidth=1))
         return
-    face = "0.93" if value is None else colormaps[COLOURS](max(0.0, value))
+    face = "0.93" if value is None else colormaps[COLOURS](0.5 + value / 2)
     ax.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor="white", linewidth=1))
-    text = "-" if value is None else f"{100 * value:.0f}".replace("-0", "0")
-    colour = "0.4" if value is None else ink(colormaps[COLOURS](max(0.0, value)))
+    text = "-" if value is None else f"{round(100 * value) + 0:d}"
+    colour = "0.4" if value is None else ink(colormaps[COLOURS](0.5 + value / 2))
     ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", size=7.5, color=colour)
 
 
 def _figure(drawn: Sequence[Pair], title: str) -> Figure:
     num = len({name for pair in drawn for name in (pair.a, pair.b)})
-    side = SQUARE_INCHES * max(num, 4) + 1.5
-    across = len(MEASURES) * side <= 14
-    shape = (1, len(MEASURES)) if across else (len(MEASURES), 1)
-    figure = new_figure(side * shape[1], side * shape[0] + 0.9)
-    axes = list(figure.subplots(*shape, squeeze=False).flat)
-    for ax, (measure, about) in zip(axes, MEASURES.items(), strict=True):
-        draw_matrix(drawn, measure, ax)
-        ax.set_title(about.replace(" (", "\n(").replace(": ", ":\n").replace(" of how", "\nof how"), size=9)
+    side = SQUARE_INCHES * max(num, 5) + 1.6
+    shape = (1, 2) if 2 * side <= 14 else (2, 1)
+    figure = new_figure(side * shape[1], (side + 0.2) * shape[0] + 0.9)
+    upper, lower = figure.subplots(*shape, squeeze=False).flat
+    draw_matrix(drawn, "rand", "overlap", upper)
+    upper.set_title(f"above: {MEASURES['overlap']}\nbelow: {MEASURES['rand']}", size=9)
+    draw_matrix(drawn, "order", None, lower)
+    lower.set_title(MEASURES["order"].replace(" of how", "\nof how"), size=9)
     figure.suptitle(f"{title}: agreement, %", size="large")
     seeds = "; on the diagonal: two seeds of a random method" if any(pair.a == pair.b for pair in drawn) else ""
-    note = f"tokens that leave the last layer; means over {drawn[0].num_samples} samples{seeds}"
-    figure.supxlabel(note, size="small")
+    figure.supxlabel(
+        f"tokens that leave the last layer; means over {drawn[0].num_samples} samples{seeds}", size="small"
+    )
     return figure

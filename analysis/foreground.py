@@ -208,8 +208,8 @@ def _figure(some: Sequence[Retained], order: Sequence[str], title: str) -> Figur
         axes[place - num_columns].tick_params(labelbottom=True)
     figure.suptitle(f"{title}: what is left of objects and of the background", size="large")
     figure.supylabel("tokens left for each, %", size="medium")
-    for place in range(max(0, len(panels) - num_columns), len(panels)):
-        axes[place].set_xlabel("layers passed")
+    for ax in axes[num_columns * (num_rows - 1) : len(panels)]:
+        ax.set_xlabel("layers passed")
     note = f"means over {some[0].num_samples} samples, 95 % intervals; a token in a group of k leaves 1 / k"
     where: dict[str, Any] = {"loc": "outside lower center", "ncols": 2 if len(order) < 3 else 3}
     figure.legend(handles=_key(order), **where, frameon=False, fontsize=8, title=note, title_fontsize=8)

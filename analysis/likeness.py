@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from scipy.stats import kendalltau, spearmanr
 
 from tokred.analysis.agreement import Pair
-from tokred.analysis.features import cosine, debiased_cka, jackknife
+from tokred.analysis.cka import cosine, debiased_cka, jackknife
 from tokred.analysis.figure import new_figure, panel_title, save_figure
 from tokred.analysis.look import Look, looks, printable
 from tokred.analysis.rows import Row, grouped, write_csv
@@ -27,6 +27,7 @@ from tokred.analysis.traces import Traced, over_samples, spread
 FEWEST = 5  # rows: of four no order can have a two-sided p under 0.05 (2 / 4! = 0.083)
 MEASURES = {"cosine": "cosine of the features", "cka": "debiased linear CKA of the features"}
 ALL = "all settings"
+FINEST = 1e-5  # of the axis: features are kept in float16
 
 
 @dataclass(frozen=True)
@@ -100,23 +101,19 @@ def draw_likeness(
     """``panel``: rows of one backbone; ``measure``: cosine or cka. ``given``: the looks, where other panels hold more."""
     given = given or looks((one.method, one.options) for one in panel)
     ax = ax or new_figure(4.6, 3.7).subplots()
-    for one in panel:
-        x, y = getattr(one, measure), one.difference if one.difference is not None else one.value
-        if x is None or y is None:
-            continue
-        low, high = (getattr(one, f"{measure}_{end}") for end in ("low", "high"))
-        look = given[one.method, one.options]
-        ax.errorbar(
-            [x],
-            [y],
-            xerr=[[x - low], [high - x]],
-            yerr=_bars(one, y),
-            marker=look.marker,
-            color=look.colour,
-            ecolor=(look.colour, 0.35),
-            markersize=5.5,
-            elinewidth=1.0,
-        )
+    known = [one for one in panel if getattr(one, measure) is not None and _height(one) is not None]
+    nearest = max(
+        FINEST, min((1 - getattr(one, measure) for one in known if getattr(one, measure) < 1), default=1.0) / 3
+    )
+    for one in known:
+        look, y = given[one.method, one.options], _height(one) or 0.0
+        far, x, near = (max(nearest, 1 - getattr(one, measure + end)) for end in ("_low", "", "_high"))
+        dots: dict[str, Any] = {"marker": look.marker, "color": look.colour, "ecolor": (look.colour, 0.35)}
+        ax.errorbar([x], [y], xerr=[[x - near], [far - x]], yerr=_bars(one), markersize=5.5, elinewidth=1.0, **dots)
+    ax.set_xscale("log")  # most are near 1, and to be told apart
+    ax.invert_xaxis()
+    ax.xaxis.set_major_formatter(lambda apart, _: f"{1 - apart:.6g}")
+    ax.xaxis.set_minor_formatter("")
     ax.yaxis.set_major_formatter(lambda share, _: f"{round(100 * share, 2):g}")
     ax.set_xlabel(f"{MEASURES[measure]}\nwith the unreduced model's (1: the same)")
     ax.set_ylabel(f"{panel[0].metric if panel else 'accuracy'}: difference, points")
@@ -133,9 +130,14 @@ def save_likeness(found: Sequence[Likeness], of_pairs: Sequence[Pair], folder: s
     return [*written, write_csv(made, Path(folder) / "correlations.csv")]
 
 
-def _bars(one: Likeness, y: float) -> list[list[float]]:
-    low, high = one.difference_low, one.difference_high
-    return [[0.0 if low is None else y - low], [0.0 if high is None else high - y]]
+def _height(one: Likeness) -> float | None:
+    return one.value if one.difference is None else one.difference
+
+
+def _bars(one: Likeness) -> list[list[float]] | None:
+    if one.difference is None or one.difference_low is None or one.difference_high is None:
+        return None
+    return [[one.difference - one.difference_low], [one.difference_high - one.difference]]
 
 
 def _likeness(one: Traced, unreduced: Traced) -> Likeness:
@@ -203,7 +205,8 @@ def _with_numbers(made: Correlation, known: Sequence[tuple[Likeness, float | Non
 def _figure(found: Sequence[Likeness], made: Sequence[Correlation]) -> Figure:
     groups = list(dict.fromkeys(one.group for one in found))
     given = looks((one.method, one.options) for one in found)
-    num_columns = 5 if len(given) > 8 else 3
+    longest = max(len(printable(" ".join(name).rstrip())) for name in given)
+    num_columns = max(2, int(72 * 9.2 / (5.2 * longest + 40)))
     legend = 0.35 + 0.2 * -(-len(given) // num_columns)
     figure = new_figure(9.2, 3.9 * len(groups) + legend)
     panels = figure.subplots(len(groups), len(MEASURES), squeeze=False, sharey="row")

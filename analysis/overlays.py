@@ -215,9 +215,9 @@ def _figure(
 ) -> Figure:
     chosen = list(dict.fromkeys(item.sample for item in items))
     width = (WIDE_INCHES - LABEL_INCHES) / len(chosen)
-    height = width * frames.frames_DFHWC.shape[2] / (frames.frames_DFHWC.shape[3] * len(frames.time_F)) + 0.17
+    height = width * frames.frames_DFHWC.shape[2] / (frames.frames_DFHWC.shape[3] * len(frames.time_F)) + 0.13
     figure = new_figure(WIDE_INCHES, height * (len(drawn) + 1) + 0.9)
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.01, hspace=0, wspace=0.02)  # type: ignore[union-attr]
+    figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.02, hspace=0, wspace=0.02)
     panels = figure.subplots(len(drawn) + 1, len(chosen), squeeze=False)
     for column, index in enumerate(chosen):
         of_sample = frames.frames_DFHWC[frames.index_D.tolist().index(index)]

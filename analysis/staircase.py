@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ from tokred.record import Record, Store
 DROPS_AT = {"input": 0.0, "before_attention": 0.0, "queries": 0.25, "attention": 0.25, "after_mlp": 1.0, "output": 1.0}
 ALIKE = 0.02  # of the input: schedules of one budget that differ by less, for what their methods cost, are drawn as one
 SHARED_COLOUR = "0.3"
-PANEL_INCHES = (3.9, 3.1)
+PANEL_INCHES, LINE_INCHES = (3.9, 3.1), 0.145
 MOST = 3  # panels of a backbone
 
 
@@ -80,7 +81,8 @@ def draw_stairs(panel: Sequence[Stair], ax: Axes | None = None, *, given: dict |
     ax.tick_params(axis="x", length=0)
     ax.set_xlabel("layer: attention, then MLP")
     ax.set_ylabel("tokens")
-    ax.legend(loc="lower left", frameon=False, fontsize=7, handlelength=1.4, borderaxespad=0.2, labelspacing=0.3)
+    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
+    ax.legend(**below, frameon=False, fontsize=7.5, handlelength=2.2, labelspacing=0.3)
     return ax
 
 
@@ -130,10 +132,16 @@ def _draw_alike(ax: Axes, alike: Sequence[Sequence[Stair]], given: dict, number:
     middle = [value for stair in first for value in (stair.tokens_in, stair.tokens_out)]
     low, middle, high = (_stepped(values, x) for values in (low, middle, high))
     width = 1.6 if len(alike) == 1 else 2.4
+    ax.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0, zorder=1)
+    ax.plot(
+        x, middle, color=colour, linewidth=width, label=_label(alike), zorder=3, linestyle=("-", "--", ":")[number % 3]
+    )
+
+
+def _label(alike: Sequence[Sequence[Stair]]) -> str:
+    """Those drawn as one, in lines that a panel has room for."""
     names = ", ".join(printable(row[0].label, width=30) for row in alike)
-    label = textwrap.fill(names, 44, subsequent_indent="   ", break_long_words=False)
-    ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0, zorder=1)
-    ax.plot(x, middle, color=colour, linewidth=width, label=label, zorder=3, linestyle=("-", "--", ":")[number % 3])
+    return textwrap.fill(names, 46, break_long_words=False)
 
 
 def _ends(row: Sequence[Stair]) -> tuple[list[float], list[float]]:
@@ -153,8 +161,10 @@ def _figure(found: Sequence[Stair]) -> Figure:
     groups = list(dict.fromkeys(stair.group for stair in found))
     by_group = [_drawn([stair for stair in found if stair.group == group]) for group in groups]
     num_columns = max(map(len, by_group))
-    figure = new_figure(PANEL_INCHES[0] * num_columns, PANEL_INCHES[1] * len(groups))
-    panels = figure.subplots(len(groups), num_columns, squeeze=False)
+    num_lines = [max(map(_num_lines, drawn)) for drawn in by_group]
+    heights = [PANEL_INCHES[1] + LINE_INCHES * num for num in num_lines]
+    figure = new_figure(PANEL_INCHES[0] * num_columns, sum(heights))
+    panels = figure.subplots(len(groups), num_columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     given = looks((stair.method, stair.options) for stair in found)
     for row, group, drawn in zip(panels, groups, by_group, strict=True):
         for ax, panel in zip(row, drawn, strict=False):
@@ -163,6 +173,11 @@ def _figure(found: Sequence[Stair]) -> Figure:
         for ax in row[len(drawn) :]:
             ax.remove()
     return figure
+
+
+def _num_lines(panel: Sequence[Stair]) -> int:
+    """Of its legend."""
+    return sum(_label(alike).count("\n") + 1 for alike in _alike(panel))
 
 
 def _drawn(of_group: Sequence[Stair]) -> list[list[Stair]]:
