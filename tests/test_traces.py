@@ -34,7 +34,12 @@ def test_between_reductions_groups_stay():
 
 
 def test_a_setting_names_the_shape_only_where_shapes_differ():
-    rows = [made_row(shape="front"), made_row("ats"), made_row(shape="front", backbone="c"), made_row(shape="constant", backbone="c")]
+    rows = [
+        made_row(shape="front"),
+        made_row("ats"),
+        made_row(shape="front", backbone="c"),
+        made_row(shape="constant", backbone="c"),
+    ]
     assert settings(rows) == ["budget 0.5", "budget 0.5", "budget 0.5 front", "budget 0.5 constant"]
 
 
@@ -50,14 +55,18 @@ def test_one_sample_has_no_interval():
 
 
 def test_of_many_settings_the_ends_and_the_middle_are_drawn():
-    some = [made("tome", made_trace(STATE), setting=f"budget {share}", gmacs=share) for share in (0.5, 0.9, 0.8, 0.7, 0.6)]
+    some = [
+        made("tome", made_trace(STATE), setting=f"budget {share}", gmacs=share) for share in (0.5, 0.9, 0.8, 0.7, 0.6)
+    ]
     assert few_settings(some) == ["budget 0.9", "budget 0.7", "budget 0.5"]
 
 
 def test_seeds_of_one_number_are_not_compared():
     a, b = (made(method, made_trace(STATE), made_trace(STATE)) for method in ("random_drop", "random_merge"))
     found = seed_pairs(a, b)
-    assert len(found) == 2 and all(one is seed and other is not twin for (one, other), seed, twin in zip(found, a.traces, b.traces, strict=True))
+    assert len(found) == 2 and all(
+        one is seed and other is not twin for (one, other), seed, twin in zip(found, a.traces, b.traces, strict=True)
+    )
 
 
 def test_a_row_with_itself_is_its_pairs_of_seeds():
