@@ -78,12 +78,17 @@ def untraced(group: Group, asked: Wanted, store: Store) -> list[Cell]:
 
 
 def read(asked: Wanted, bench: Bench) -> Samples:
-    """Raises ValueError where not one of them can be read."""
+    """From memory those that the accuracy's pass left there. Raises ValueError where not one of them can be read."""
     data, backbone = bench.samples.source, bench.backbone
     found: dict[int, Tensor] = {}
+    in_memory = {
+        index: sample
+        for batch in bench.samples.batches.kept
+        for index, sample in zip(batch.index_B.tolist(), batch.inputs, strict=True)
+    }
     for index in asked.asked:
         try:
-            sample = data.read(index, backbone.sample_shape, backbone.preprocess())
+            sample = in_memory[index] if index in in_memory else _read(index, bench)
         except Unreadable:  # the record names it
             continue
         found[index] = sample.reshape(-1, *backbone.sample_shape)[0]
@@ -151,6 +156,10 @@ def object_share(foreground_THW: np.ndarray, grid: tuple[int, int, int]) -> np.n
     """(P,) float16: the share of each token's pixels that show an object."""
     parts = [part for num, size in zip(grid, foreground_THW.shape) for part in (num, size // num)]
     return foreground_THW.reshape(parts).mean((1, 3, 5)).reshape(-1).astype(np.float16)
+
+
+def _read(index: int, bench: Bench) -> Tensor:
+    return bench.samples.source.read(index, bench.backbone.sample_shape, bench.backbone.preprocess())
 
 
 def _parts(model: ReducedModel, inputs: Tensor, bench: Bench) -> Iterator[tuple[np.ndarray, ...]]:
