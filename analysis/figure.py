@@ -1,6 +1,7 @@
 """A figure on its way to its files: one theme, panels' titles, and the same bytes from run to run."""
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,16 @@ def panel_title(group: tuple[str, ...], groups: Sequence[tuple[str, ...]]) -> st
     """The backbone, and a line for whatever else tells these rows from the others."""
     differs = [len({other[axis] for other in groups}) > 1 for axis in range(len(group))]
     return "\n".join(printable(name) for axis, name in enumerate(group) if axis == 0 or differs[axis])
+
+
+def file_stems(name: str, groups: Sequence[tuple[str, ...]]) -> list[str]:
+    """``name-BACKBONE`` for each group; a number tells apart those of the same backbone."""
+    stems: list[str] = []
+    for group in groups:
+        stem = f"{name}-" + re.sub(r"[^\w.-]+", "-", group[0])
+        number = sum(one == stem or one.startswith(f"{stem}--") for one in stems)
+        stems.append(f"{stem}--{number + 1}" if number else stem)
+    return stems
 
 
 def _theme() -> dict:

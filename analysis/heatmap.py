@@ -3,7 +3,6 @@
 ``squares`` gives the numbers, ``draw_squares`` draws one method's panel of them, and ``save_heatmaps`` makes the files.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,8 +17,8 @@ from matplotlib.colors import Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from tokred.analysis.figure import new_figure, panel_title, save_figure
-from tokred.analysis.look import printable
+from tokred.analysis.figure import file_stems, new_figure, panel_title, save_figure
+from tokred.analysis.look import ink, printable
 from tokred.analysis.rows import Row, grouped
 from tokred.analysis.statistics import least_detectable
 
@@ -92,7 +91,7 @@ def save_heatmaps(rows: Sequence[Row], folder: str | Path) -> list[Path]:
     """``heatmap-BACKBONE`` for each backbone on which layers or shapes differ, as png, svg and the csv that was drawn."""
     found = grouped(squares(rows), lambda square: square.group)
     groups = [some[0].group for some in found]
-    stems = _stems([group[0] for group in groups])
+    stems = file_stems("heatmap", groups)
     paths: list[Path] = []
     for stem, some in zip(stems, found, strict=True):
         title = panel_title(some[0].group, groups)
@@ -186,13 +185,8 @@ def _draw_square(ax: Axes, square: Square, column: int, row: int, largest: float
         hatch = None if square.detected else "////"
     ax.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor="white", hatch=hatch, linewidth=0))
     ax.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="0.75" if square.mark else "white", linewidth=1))
-    ink = _ink(face) if square.detected else "0.3"
-    ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink, size="small")
-
-
-def _ink(face: tuple[float, float, float, float]) -> str:
-    """Black or white, whichever stands out: by the luminance of ITU-R BT.709."""
-    return "black" if 0.2126 * face[0] + 0.7152 * face[1] + 0.0722 * face[2] > 0.45 else "white"
+    colour = ink(face) if square.detected else "0.3"
+    ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=colour, size="small")
 
 
 def _panel_title(panel: Sequence[Square]) -> str:
@@ -266,13 +260,3 @@ def _key(some: Sequence[Square]) -> list[Patch]:
     }
     marks = _in_order(square.mark for square in some if square.mark)
     return handles + [Patch(facecolor="none", edgecolor="none", label=f"{mark}   {called[mark]}") for mark in marks]
-
-
-def _stems(backbones: Sequence[str]) -> list[str]:
-    """File names; a number tells apart those of the same backbone."""
-    stems: list[str] = []
-    for backbone in backbones:
-        stem = "heatmap-" + re.sub(r"[^\w.-]+", "-", backbone)
-        number = sum(one == stem or one.startswith(f"{stem}--") for one in stems)
-        stems.append(f"{stem}--{number + 1}" if number else stem)
-    return stems

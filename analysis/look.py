@@ -83,6 +83,11 @@ def printable(label: str, *, width: int = 36) -> str:
     return f" {text}" if text.startswith("_") else text  # a legend leaves out what begins with _
 
 
+def ink(face: tuple[float, float, float, float]) -> str:
+    """Black or white, whichever stands out: by the luminance of ITU-R BT.709."""
+    return "black" if 0.2126 * face[0] + 0.7152 * face[1] + 0.0722 * face[2] > 0.45 else "white"
+
+
 def _preferred(method: str, options: str) -> Iterator[Look]:
     """All looks, the method's own first, then those of its colour."""
     place = WELL_KNOWN.index(method) if method in WELL_KNOWN else _checksum(method) % _NUM_LOOKS

@@ -104,17 +104,22 @@ def rows(store: Store, *, every_metric: bool = False) -> list[Row]:
     Of each cell its headline metric; with ``every_metric`` a row for each that it has. Seeds that failed are a row of their
     own.
     """
+    return [row for row, _ in rows_with_records(store, every_metric=every_metric)]
+
+
+def rows_with_records(store: Store, *, every_metric: bool = False) -> list[tuple[Row, list[Record]]]:
+    """The same, each row with the records it was made of: one for each seed."""
     records = store.planned()
     unreduced = {place_of(r): r for r in reversed(records) if r.cell["method"] == "none" and r.status == "done"}
     timings = _timings(store, records)
     cells = grouped(records, lambda record: (json.dumps({**record.cell, "seed": None}, sort_keys=True), record.status))
     made = [
-        _row(cell, metric, store, unreduced.get(place_of(cell[0])), timings)
+        (_row(cell, metric, store, unreduced.get(place_of(cell[0])), timings), cell)
         for cell in cells
         for metric in _metrics(cell[0], every_metric)
     ]
-    groups = list(dict.fromkeys(row.group for row in made))
-    return sorted(made, key=lambda row: (groups.index(row.group), row.method != "none", row.label))
+    groups = list(dict.fromkeys(row.group for row, _ in made))
+    return sorted(made, key=lambda pair: (groups.index(pair[0].group), pair[0].method != "none", pair[0].label))
 
 
 def write_csv(items: Sequence[Any], path: str | Path) -> Path:

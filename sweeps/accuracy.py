@@ -164,6 +164,15 @@ def reduced_model(cell: Cell, bench: Bench) -> tuple[ReducedModel, Calibration |
     return model.eval(), solved
 
 
+def finished_model(cell: Cell, bench: Bench) -> ReducedModel:
+    """The model of a cell whose record is there, with the option that its calibration found."""
+    assert cell.schedule is not None
+    record = bench.store.get(cell.key)
+    found = None if record is None else record.result.get("calibration")
+    solved = {found["option"]: found["value"]} if found else {}
+    return ReducedModel(bench.backbone, build_method(cell, **solved), cell.schedule).eval()
+
+
 def _reference(cell: Cell, group: Group, outcome: Outcome, store: Store) -> dict[str, np.ndarray]:
     """What the unreduced model predicts, by sample, where that takes the place of labels."""
     first, own = group.cells[0], outcome.arrays

@@ -69,7 +69,8 @@ Speed, beside the unreduced model in the same rounds: timing.rounds=20 (0: none)
                       The table shows the first mode and batch size; timings.csv all of them, with latency and peak memory
 
 Others: batch_size, workers (processes that read data ahead), cells_per_pass (that share one reading of the data), device (auto,
-  cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), allow_clip, out (run folder), plugins (Python files of your own)
+  cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), traces (samples whose tokens are followed, for the figures of what is
+  kept; 0: none), allow_clip, out (run folder), plugins (Python files of your own)
 Experiments: experiment=NAME, one of
 {experiments}
 
@@ -203,6 +204,7 @@ def _profile(words: Sequence[str]) -> int:
 
 def _show(store, console: Console) -> None:
     from tokred.analysis.heatmap import save_heatmaps
+    from tokred.analysis.kept import save_kept
     from tokred.analysis.pareto import save_pareto
     from tokred.analysis.rows import rows, write_csv
     from tokred.analysis.speeds import speeds
@@ -218,8 +220,9 @@ def _show(store, console: Console) -> None:
         written.append(write_csv(every, store.folder / "metrics.csv"))
     if timed:
         written.append(write_csv(timed, store.folder / "timings.csv"))
-    figures = [*save_pareto(found, store.folder), *save_heatmaps(found, store.folder)]
-    written += [path for path in figures if path.suffix != ".csv"]
+    figures = [*save_pareto(found, store.folder), *save_heatmaps(found, store.folder), *save_kept(store, store.folder)]
+    drawn = {path.stem for path in figures if path.suffix == ".png"}
+    written += [path for path in figures if path.suffix != ".csv" or path.stem not in drawn]
     _say(console, "written: " + ", ".join(str(path) for path in written))
 
 

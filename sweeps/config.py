@@ -68,6 +68,7 @@ class SweepConfig:
     batch_size: int
     cells_per_pass: int
     workers: int
+    traces: int
     device: str
     precision: str
     timing: Timing
@@ -104,6 +105,7 @@ def read_config(overrides: Sequence[str]) -> SweepConfig:
         batch_size=_at_least(1, raw, "batch_size"),
         cells_per_pass=_at_least(1, raw, "cells_per_pass"),
         workers=_at_least(0, raw, "workers"),
+        traces=_at_least(0, raw, "traces"),
         device=_one_of(("auto", "cpu", "cuda"), raw, "device"),
         precision=_one_of(PRECISIONS, raw, "precision"),
         timing=_timing(_mapping(raw, "timing")),

@@ -14,11 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokred.data import DataSource
 from tokred.lit import EvaluationData
 from tokred.record import Store, write_json
-from tokred.sweeps.accuracy import Bench, passes, run_pass
+from tokred.sweeps import tracing
+from tokred.sweeps.accuracy import Bench, finished_model, passes, run_pass
 from tokred.sweeps.conditions import device_of
 from tokred.sweeps.config import SweepConfig
 from tokred.sweeps.plan import Cell, Group, build_backbone, build_task
 from tokred.sweeps.speed import measure, open_measurements
+from tokred.tasks.task import reason_of
 
 AS_IT_IS: Any = {"highlight": False, "markup": False, "soft_wrap": True}  # for the console: a name may hold brackets
 
@@ -57,7 +59,9 @@ def _run_group(
     group: Group, config: SweepConfig, data: DataSource, store: Store, progress: Progress, title: str
 ) -> None:
     open_cells = [cell for cell in group.cells if not _finished(cell, store)]
-    if not open_cells and not open_measurements(group, config, store):
+    asked = tracing.wanted(group, data, store, config.traces)
+    untraced = tracing.untraced(group, asked, store)
+    if not open_cells and not untraced and not open_measurements(group, config, store):
         return
     backbone = build_backbone(config, data, group.backbone, group.weights).to(device_of(config))
     samples = EvaluationData(data, backbone, batch_size=config.batch_size, num_workers=config.workers)
@@ -71,11 +75,31 @@ def _run_group(
             if progress.disable:  # no terminal to draw a bar on
                 progress.console.print(f"{title}: {cell.label}: {record.status}", **AS_IT_IS)
     progress.update(task, description=f"{title}: accuracy", completed=total)
+    _trace(bench, progress, title)
     for measurement in open_measurements(group, config, store):
         try:
             store.add_timing(measure(measurement, bench, progress, title))
         except RuntimeError as error:  # in the middle of the rounds; the records are there
             progress.console.print(f"{title}: speed was not measured: {str(error).splitlines()[0]}", **AS_IT_IS)
+
+
+def _trace(bench: Bench, progress: Progress, title: str) -> None:
+    """Of the cells that have none of these samples yet. What goes wrong in one is said, and the others go on."""
+    asked = tracing.wanted(bench.group, bench.samples.source, bench.store, bench.config.traces)
+    cells = tracing.untraced(bench.group, asked, bench.store)
+    if not cells:
+        return
+    task, samples = progress.add_task(f"{title}: traces", total=len(cells)), None
+    for cell in cells:
+        try:
+            samples = samples or tracing.read(asked, bench)
+            arrays = tracing.arrays(finished_model(cell, bench), samples, bench)
+            if cell.key == bench.group.cells[0].key:
+                arrays |= tracing.pictures(samples, bench.backbone.grid)
+            bench.store.add_trace(cell.key, arrays)
+        except Exception as error:  # a plugin can raise anything; the record is there
+            progress.console.print(f"{title}: {cell.label}: not traced: {reason_of(error)}", **AS_IT_IS)
+        progress.advance(task)
 
 
 @contextmanager

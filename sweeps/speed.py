@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -17,10 +16,10 @@ from tokred.lit import EvaluationData, autocast
 from tokred.memory import Peak, peak_memory, ran_out
 from tokred.profile import reduction_share
 from tokred.record import NULL, Store, Timed, Timing, key_of
-from tokred.sweeps.accuracy import Bench
+from tokred.sweeps.accuracy import Bench, finished_model
 from tokred.sweeps.conditions import conditions_of, device_of
 from tokred.sweeps.config import SweepConfig
-from tokred.sweeps.plan import Cell, Group, build_method
+from tokred.sweeps.plan import Cell, Group
 
 SEED = 0  # of the order in a round
 NO_LIMIT = 10**6
@@ -59,7 +58,7 @@ def measure(measurement: Measurement, bench: Bench, progress: Progress, title: s
     """On one batch of the data."""
     config, device, started = bench.config, device_of(bench.config), _load()
     models: dict[str, nn.Module] = {NULL: bench.backbone}
-    models |= {cell.key: _built(cell, bench) for cell in measurement.cells}
+    models |= {cell.key: finished_model(cell, bench) for cell in measurement.cells}
     on_round = _announced(measurement, len(models), config.timing.rounds, progress, title)
     try:
         inputs = one_batch(bench.samples, bench.backbone.sample_shape, measurement.batch_size).to(device)
@@ -103,18 +102,6 @@ def _name(group: Group, cells: Sequence[Cell], config: SweepConfig, mode: str, b
     }
     content = [[cell.key for cell in cells], config.timing.rounds, batch_size, mode, conditions]
     return f"{group.backbone.replace('/', '_')}-{key_of(content)[:12]}"
-
-
-def _built(cell: Cell, bench: Bench) -> nn.Module:
-    assert cell.schedule is not None
-    return ReducedModel(bench.backbone, build_method(cell, **_solved(cell, bench.store)), cell.schedule).eval()
-
-
-def _solved(cell: Cell, store: Store) -> dict[str, Any]:
-    """The option that calibration found for the cell."""
-    record = store.get(cell.key)
-    found = None if record is None else record.result.get("calibration")
-    return {found["option"]: found["value"]} if found else {}
 
 
 def one_batch(samples: EvaluationData, shape: tuple[int, ...], size: int) -> Tensor:

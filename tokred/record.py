@@ -7,6 +7,7 @@ record. Timings are apart, in files of their own: they belong to a machine and a
     RUN/plan.json                     the cells of the latest sweep, in order, and what was to be timed
     RUN/cells/KEY.json                a record
     RUN/cells/KEY.predictions.npz     sample indices, labels, predictions
+    RUN/cells/KEY.trace.npz           where the tokens of a few samples went (``tokred.sweeps.tracing``)
     RUN/timings/NAME.json             one interleaved measurement
 """
 
@@ -14,7 +15,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,7 +122,7 @@ class Store:
     def add(self, record: Record, predictions: dict[str, np.ndarray] | None = None) -> None:
         """The predictions first, the record last: a record that is there is whole."""
         if predictions is not None:
-            _write_whole(self.predictions_path(record.key), lambda file: np.savez_compressed(file, **predictions))  # type: ignore[arg-type]
+            _write_arrays(self.predictions_path(record.key), predictions)
         write_json(self.cells / f"{record.key}.json", asdict(record))
 
     def get(self, key: str) -> Record | None:
@@ -144,6 +146,24 @@ class Store:
     def predictions(self, key: str) -> dict[str, np.ndarray]:
         with np.load(self.predictions_path(key), allow_pickle=False) as arrays:
             return dict(arrays)
+
+    def trace_path(self, key: str) -> Path:
+        return self.cells / f"{key}.trace.npz"
+
+    def add_trace(self, key: str, arrays: dict[str, np.ndarray]) -> None:
+        """In the place of an older one; the record does not change."""
+        _write_arrays(self.trace_path(key), arrays)
+
+    def trace(self, key: str, names: Collection[str] | None = None) -> dict[str, np.ndarray] | None:
+        """The arrays of these names, None: all; None where the cell has no trace. Raises ValueError where it cannot be read."""
+        path = self.trace_path(key)
+        if not path.is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files if names is None or name in names}
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is not a readable trace ({error}); delete it and run the sweep again") from error
 
     def add_timing(self, timing: Timing) -> None:
         write_json(self.timings / f"{timing.name}.json", asdict(timing), indent=None)
@@ -205,6 +225,10 @@ def wilson(num_correct: float, num_samples: float, *, z: float = 1.9599639845400
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
     return max(0.0, low), min(1.0, high)  # at 0 and 1 rounding leads out
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    _write_whole(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
 
 
 def _write_whole(path: Path, write: Any) -> None:

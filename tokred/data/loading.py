@@ -83,6 +83,10 @@ class DataSource(ABC):
     def description(self) -> dict[str, Any]:
         """The name and the options, JSON-able: ``create_data(**source.description())`` is this source again."""
 
+    def foreground(self, index: int) -> np.ndarray | None:
+        """(T, H, W) bool: which pixels of the input, as ``read`` gives it, show an object; None where that is not known."""
+        return None
+
     def apart(self, num_samples: int) -> "DataSource | None":
         """As many samples of the same kind that are not among these, for calibration; None where the source knows of none."""
         return None

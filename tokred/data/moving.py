@@ -55,6 +55,9 @@ class MovingShapes(DataSource):
         frames_THWC, _ = self._clip(index)
         return normalize(np.stack([fit(frame, sample_shape[-2:], preprocess) for frame in frames_THWC]), preprocess)
 
+    def foreground(self, index: int) -> np.ndarray:
+        return make_clip(self.split, index).owner_THW > 0
+
     def apart(self, num_samples: int) -> "MovingShapes":
         return MovingShapes(num_samples, split="validation" if self.split == "test" else "test")
 
