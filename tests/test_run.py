@@ -19,7 +19,7 @@ from tokred.analysis.rows import rows, write_csv
 from tokred.analysis.table import print_table
 from tokred.data import MovingShapes, create_data, video
 from tokred.record import NULL, Store
-from tokred.sweeps import accuracy, speed
+from tokred.sweeps import accuracy
 from tokred.sweeps.cli import sweep
 from tokred.sweeps.config import read_config
 from tokred.sweeps.plan import make_plan
@@ -776,14 +776,14 @@ def test_calibration_samples_are_read_once_for_all_budgets(weights, varying, tmp
 
 
 def test_the_calibrated_option_is_the_one_that_is_timed(quick, weights, varying, tmp_path, monkeypatch):
-    timed, build = [], speed.build_method
+    timed, build = [], accuracy.build_method
 
     def seen(cell, **solved):
         timed.append(solved)
         return build(cell, **solved)
 
     measure = timing.beside
-    monkeypatch.setattr(speed, "build_method", seen)
+    monkeypatch.setattr(accuracy, "build_method", seen)
     monkeypatch.setattr(timing, "beside", lambda *a, **k: (timed.append("timing"), measure(*a, **k))[1])
     record = Run(tmp_path, weights, *varying, "budget=[0.7]", "timing.rounds=20").record("bright")
     assert timed[-2:] == [{"least": record.result["calibration"]["value"]}, "timing"]

@@ -1,6 +1,7 @@
 """Traces of a sweep: which samples, what is kept of them, and when they are made."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -248,7 +249,7 @@ def test_telling_samples_are_those_most_often_lost_then_gained(once, monkeypatch
     results = iter(dict(enumerate(row.tolist())) for row in right)
     monkeypatch.setattr(tracing, "_right", lambda *_: next(results))
     group = once.plan[0]
-    four = type(group)(group.backbone, group.weights, group.why, (*group.cells, *group.cells))
+    four = replace(group, cells=(*group.cells, *group.cells))
     assert tracing._telling(four, once.store) == [2, 5, 8]
 
 
