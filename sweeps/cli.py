@@ -203,9 +203,7 @@ def _profile(words: Sequence[str]) -> int:
 
 
 def _show(store, console: Console) -> None:
-    from tokred.analysis.heatmap import save_heatmaps
-    from tokred.analysis.kept import save_kept
-    from tokred.analysis.pareto import save_pareto
+    from tokred.analysis.figures import draw_all
     from tokred.analysis.rows import rows, write_csv
     from tokred.analysis.speeds import speeds
     from tokred.analysis.table import print_left_out, print_metrics, print_table
@@ -220,10 +218,10 @@ def _show(store, console: Console) -> None:
         written.append(write_csv(every, store.folder / "metrics.csv"))
     if timed:
         written.append(write_csv(timed, store.folder / "timings.csv"))
-    figures = [*save_pareto(found, store.folder), *save_heatmaps(found, store.folder), *save_kept(store, store.folder)]
-    drawn = {path.stem for path in figures if path.suffix == ".png"}
-    written += [path for path in figures if path.suffix != ".csv" or path.stem not in drawn]
+    drawn = draw_all(store)
     _say(console, "written: " + ", ".join(str(path) for path in written))
+    if drawn:
+        _say(console, f"figures: {len(drawn)} in {drawn[0].svg.parent}, each as svg, png and the csv that was drawn")
 
 
 def _name_broken(store, console: Console, most: int = 10) -> None:
