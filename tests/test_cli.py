@@ -163,7 +163,7 @@ def test_no_rounds_skip_the_speed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("axis", ["shape=[constant,front]", "layers=[[0],[1,2]]"])
-def test_several_shapes_or_layers_are_drawn_as_a_heat_map(axis, tmp_path, capsys):
+def test_several_shapes_or_layers_are_drawn_as_a_heat_map(axis, tmp_path):
     words = [f"sizes.{name}={n}" for name, n in SMALL.items()]
     words += [
         "backbones=mini_mean",
@@ -174,10 +174,8 @@ def test_several_shapes_or_layers_are_drawn_as_a_heat_map(axis, tmp_path, capsys
         "traces=0",
     ]
     assert sweep([*words, axis, "budget=0.8", f"out={tmp_path / 'run'}"]) == 0
-    said = capsys.readouterr().out
-    for kind in ("png", "svg"):
-        assert f"{tmp_path / 'run'}/heatmap-mini_mean.{kind}" in said
-    assert len((tmp_path / "run" / "heatmap-mini_mean.csv").read_text().splitlines()) == 3
+    assert all((tmp_path / "run" / "figures" / f"heatmap-mini_mean.{kind}").is_file() for kind in ("png", "svg"))
+    assert len((tmp_path / "run" / "figures" / "heatmap-mini_mean.csv").read_text().splitlines()) == 3
 
 
 def test_an_unreadable_record_is_one_line_that_names_it(tmp_path, capsys):
