@@ -139,26 +139,7 @@ def _made_ready_one(model: nn.Module, inputs: Tensor, mode: str, device: str) ->
     call()
     compile_s = time.perf_counter() - start if mode == "compiled" else None
     peak = peak_memory(call, device)
-    return _Ready(_graphed(call) if mode == "cuda_graph" else call, peak, compile_s)
-
-
-def _graphed(call: Callable[[], object]) -> Callable[[], object]:
-    """A replay of the kernels of one call, which costs no time on the CPU. Captured after calls on a stream of its own, as
-    torch.cuda.graph asks for."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(timing.WARM_UP_CALLS):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-
-    def replay(call: Callable[[], object] = call) -> None:  # the graph reads what the call holds
-        graph.replay()
-
-    return replay
+    return _Ready(timing.graphed(call) if mode == "cuda_graph" else call, peak, compile_s)
 
 
 @contextmanager

@@ -15,12 +15,13 @@ Three ways, chosen by ``attend_and_measure`` and equal up to rounding:
 Dimension key: B batch, N tokens, H heads, D channels of a head, Q queries of a chunk, G heads of a chunk.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from tokred.gpu import runs_kernels
 
 SUMS = ("row_entropy", "received")  # what needs no more of the map than sums
 _CHUNK_ELEMENTS = 2**22  # of the logits of ``in_chunks``: 16 MiB in float32, about the size of a CPU's last-level cache
@@ -171,30 +172,35 @@ def _by_chunks(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy
 
 
 def _has_kernel(q_BHND: Tensor, v_BHND: Tensor | None) -> bool:
-    if importlib.util.find_spec("triton") is None:
+    if not runs_kernels(q_BHND):
         return False
     from tokred import kernels  # here, since it imports triton
 
     widest = max(x.shape[3] for x in (q_BHND, v_BHND) if x is not None)
-    return (
-        widest <= kernels.MAX_HEAD_DIM
-        and q_BHND.dtype in kernels.DTYPES
-        and torch.version.hip is None
-        and torch.cuda.get_device_capability(q_BHND.device) >= kernels.MIN_CAPABILITY
-    )
+    return widest <= kernels.MAX_HEAD_DIM and q_BHND.dtype in kernels.DTYPES
 
 
 def _by_kernel(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy, received):
     from tokred import kernels
 
-    used_BN, seen_BN = _masks(bias_BN, valid_BN, biased)
-    real_BN = None if valid_BN is None else valid_BN.float()
+    weight_BN = None
+    if bias_BN is not None and (biased or v_BHND is not None):
+        real_BN = bias_BN if valid_BN is None else bias_BN.where(valid_BN, -torch.inf)
+        weight_BN = (real_BN - real_BN.amax(1, keepdim=True)).exp()
     out_BNHD, entropy_BN, received_BN = kernels.attend(
-        q_BHND, k_BHND, v_BHND, scale=scale, used_BN=used_BN, seen_BN=seen_BN, real_BN=real_BN
+        q_BHND,
+        k_BHND,
+        v_BHND,
+        scale=scale,
+        weight_BN=weight_BN,
+        valid_BN=valid_BN,
+        biased=biased,
+        entropy=entropy,
+        received=received,
     )
-    received_BN = received_BN / (q_BHND.shape[2] if real_BN is None else real_BN.sum(1, keepdim=True))
-    none = received_BN.new_empty(0)
-    return out_BNHD, entropy_BN if entropy else none, received_BN if received else none
+    if received:
+        received_BN = received_BN / (q_BHND.shape[2] if valid_BN is None else valid_BN.sum(1, keepdim=True))
+    return out_BNHD, entropy_BN, received_BN
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MAX_HEAD_DIM, MIN_CAPABILITY = 128, (8, 0)  # beyond, blocks would not fit the shared memory of every GPU since Ampere
+MAX_HEAD_DIM = 128  # beyond, blocks would not fit the shared memory of every GPU since Ampere
 LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)  # the hardware has exp2 and log2
 
 
@@ -28,34 +28,47 @@ def attend(
     v_BHND: Tensor | None,
     *,
     scale: float,
-    used_BN: Tensor | None,
-    seen_BN: Tensor | None,
-    real_BN: Tensor | None,
+    weight_BN: Tensor | None,
+    valid_BN: Tensor | None,
+    biased: bool,
+    entropy: bool = True,
+    received: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The output (B, N, H, D), empty without values, and in float32 row entropy (B, N) and received sums (B, N).
+    """The output (B, N, H, D), empty without values, and in float32 row entropy (B, N) and sums of what is received (B, N), empty
+    where not wanted.
 
-    ``used_BN`` is added to the logits of each key for the output, ``seen_BN`` for the statistics; the same tensor where they
-    are the same. ``real_BN``: 1 for the queries that count in what is received.
+    ``weight_BN``: what a key counts in the softmax, the exponential of a bias; ``biased``: in the statistics, too.
+    Padding, where not ``valid_BN``, gets and gives nothing.
     """
     if v_BHND is None:
-        out_BNHD, used_BN = q_BHND.new_empty(0), seen_BN
+        out_BNHD = q_BHND.new_empty(0)
     else:
         out_BNHD = v_BHND.new_empty(v_BHND.shape[0], v_BHND.shape[2], v_BHND.shape[1], v_BHND.shape[3])
-    lse_BHN = _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, scale, used_BN, seen_BN)
-    return out_BNHD, *_sums(q_BHND, k_BHND, lse_BHN, scale, seen_BN, real_BN)
+    weight_BN = None if weight_BN is None else weight_BN.float().contiguous()
+    valid_BN = None if valid_BN is None else valid_BN.float().contiguous()
+    lse_BHN = _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, scale, weight_BN, valid_BN, biased)
+    seen_BN = weight_BN if biased else None
+    return out_BNHD, *_sums(q_BHND, k_BHND, lse_BHN, scale, seen_BN, valid_BN, entropy, received)
 
 
-def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, scale, used_BN, seen_BN) -> Tensor:
+def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, scale, weight_BN, valid_BN, biased) -> Tensor:
     B, H, N, D = q_BHND.shape
     q, k = _rows(q_BHND), _rows(k_BHND)
     v = k if v_BHND is None else _rows(v_BHND)
     out = v if v_BHND is None else out_BNHD.transpose(1, 2)
     lse_BHN = q.new_empty(B, H, N, dtype=torch.float32)
-    used, seen = _row(used_BN), _row(seen_BN)
     sizes = _forward_sizes(q.dtype, D)
     with torch.cuda.device_of(q):
         _forward[(triton.cdiv(N, sizes["BLOCK_Q"]), H, B)](
-            *(q, k, v, out, lse_BHN, lse_BHN if used is None else used, lse_BHN if seen is None else seen),
+            *(
+                q,
+                k,
+                v,
+                out,
+                lse_BHN,
+                lse_BHN if weight_BN is None else weight_BN,
+                lse_BHN if valid_BN is None else valid_BN,
+            ),
             *(q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2)),
             *(v.stride(0), v.stride(1), v.stride(2), out.stride(0), out.stride(1), out.stride(2)),
             *(H, N, scale * LOG2_E.value),
@@ -64,56 +77,61 @@ def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, scale, used_BN, seen_BN) -> Tensor:
             BLOCK_D=_padded(D),
             BLOCK_V=_padded(v.shape[3]),
             HAS_V=v_BHND is not None,
-            HAS_USED=used is not None,
-            HAS_SEEN=seen is not None,
-            SAME=used_BN is seen_BN,
+            HAS_WEIGHT=weight_BN is not None,
+            HAS_VALID=valid_BN is not None,
+            BIASED=biased,
             WIDEN=_widen(q),
             **sizes,
         )
     return lse_BHN
 
 
-def _sums(q_BHND, k_BHND, lse_BHN, scale, seen_BN, real_BN) -> tuple[Tensor, Tensor]:
+def _sums(q_BHND, k_BHND, lse_BHN, scale, weight_BN, valid_BN, entropy, received) -> tuple[Tensor, Tensor]:
     B, H, N, D = q_BHND.shape
-    q, k, seen, real = _rows(q_BHND), _rows(k_BHND), _row(seen_BN), _row(real_BN)
-    sizes = _reduce_sizes(q.dtype)
+    q, k = _rows(q_BHND), _rows(k_BHND)
+    sizes = _reduce_sizes(q.dtype, D)
     num_q, num_k = triton.cdiv(N, sizes["BLOCK_Q"]), triton.cdiv(N, sizes["BLOCK_K"])
-    entropy_KBN, received_QBN = lse_BHN.new_empty(num_k, B, N), lse_BHN.new_empty(num_q, B, N)
+    none = lse_BHN.new_empty(0)
+    entropy_KBN = lse_BHN.new_empty(num_k, B, N) if entropy else none
+    received_QBN = lse_BHN.new_empty(num_q, B, N) if received else none
     with torch.cuda.device_of(q):
         _reduce[(num_q, num_k, B)](
-            *(q, k, lse_BHN, lse_BHN if seen is None else seen, lse_BHN if real is None else real),
+            *(q, k, lse_BHN, lse_BHN if weight_BN is None else weight_BN, lse_BHN if valid_BN is None else valid_BN),
             *(entropy_KBN, received_QBN),
             *(q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2)),
             *(B, H, N, scale * LOG2_E.value),
             D=D,
             BLOCK_D=_padded(D),
-            HAS_SEEN=seen is not None,
-            HAS_REAL=real is not None,
+            HAS_WEIGHT=weight_BN is not None,
+            HAS_VALID=valid_BN is not None,
+            ENTROPY=entropy,
+            RECEIVED=received,
             WIDEN=_widen(q),
             **sizes,
         )
-    return entropy_KBN.sum(0), received_QBN.sum(0)
+    return entropy_KBN.sum(0) if entropy else none, received_QBN.sum(0) if received else none
 
 
 def _forward_sizes(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
     if dtype == torch.float32:
         return {"BLOCK_Q": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1}
-    return {"BLOCK_Q": 128, "BLOCK_K": 64, "num_warps": 8 if head_dim > 64 else 4, "num_stages": 2}
+    return {
+        "BLOCK_Q": 128,
+        "BLOCK_K": 64,
+        "num_warps": 8 if head_dim > 64 else 4,
+        "num_stages": 2 if head_dim > 64 else 3,
+    }
 
 
-def _reduce_sizes(dtype: torch.dtype) -> dict[str, int]:
+def _reduce_sizes(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
     if dtype == torch.float32:
         return {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 1}
-    return {"BLOCK_Q": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2}
+    return {"BLOCK_Q": 128, "BLOCK_K": 128 if head_dim <= 64 else 64, "num_warps": 8, "num_stages": 2}
 
 
 def _rows(x_BHND: Tensor) -> Tensor:
     """With the channels of a head side by side, as the kernels read them; any other stride will do."""
     return x_BHND if x_BHND.stride(3) == 1 else x_BHND.contiguous()
-
-
-def _row(x_BN: Tensor | None) -> Tensor | None:
-    return None if x_BN is None else x_BN.float().contiguous()
 
 
 def _padded(D: int) -> int:
@@ -133,99 +151,125 @@ def _dot(a, b, WIDEN: tl.constexpr):
 
 
 @triton.jit
+def _load(x, rows, n, d, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(rows, channels); the caller keeps ``rows`` inside. Channels beyond D are 0."""
+    if D == BLOCK_D:
+        return tl.load(x + rows[:, None] * n + d[None, :])
+    return tl.load(x + rows[:, None] * n + d[None, :], d[None, :] < D, other=0.0)
+
+
+@triton.jit
+def _step(
+    q, k_of_head, v_of_head, weight_of_sample, valid_of_sample, start, k_n, v_n, N, scale, most, total, weighted, acc,
+    D: tl.constexpr, D_V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    HAS_V: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_VALID: tl.constexpr, LAST: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """A block of keys; ``LAST``: it reaches beyond N."""
+    keys = start + tl.arange(0, BLOCK_K)
+    if LAST:
+        safe_keys = tl.minimum(keys, N - 1)
+    else:
+        safe_keys = keys
+    k = _load(k_of_head, safe_keys, k_n, tl.arange(0, BLOCK_D), D, BLOCK_D)
+    logits = _dot(q, tl.trans(k), WIDEN)
+    if HAS_VALID:
+        is_key = (keys < N) & (tl.load(valid_of_sample + safe_keys) > 0)
+        logits = tl.where(is_key[None, :], logits, float("-inf"))
+    elif LAST:
+        logits = tl.where((keys < N)[None, :], logits, float("-inf"))
+    new_most = tl.maximum(most, tl.max(logits, 1) * scale)
+    safe = new_most
+    if HAS_VALID:  # where all keys so far are padding: -inf - -inf is no number
+        safe = tl.where(new_most == float("-inf"), 0.0, new_most)
+    p = tl.exp2(logits * scale - safe[:, None])
+    shrink = tl.exp2(most - safe)
+    total = total * shrink + tl.sum(p, 1)
+    if HAS_WEIGHT:
+        p = p * tl.load(weight_of_sample + safe_keys)[None, :]
+        weighted = weighted * shrink + tl.sum(p, 1)
+    if HAS_V:
+        v = _load(v_of_head, safe_keys, v_n, tl.arange(0, BLOCK_V), D_V, BLOCK_V)
+        acc = acc * shrink[:, None] + _dot(p.to(v.dtype), v, WIDEN)
+    return new_most, total, weighted, acc
+
+
+@triton.jit
 def _forward(
-    Q, K, V, OUT, LSE, USED, SEEN,
+    Q, K, V, OUT, LSE, WEIGHT, VALID,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, o_b, o_h, o_n,
     H, N, scale,
     D: tl.constexpr, D_V: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    HAS_V: tl.constexpr, HAS_USED: tl.constexpr, HAS_SEEN: tl.constexpr, SAME: tl.constexpr,
+    HAS_V: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_VALID: tl.constexpr, BIASED: tl.constexpr,
     WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """A block of queries of one head: its output, with ``USED``, and log2 of the sum of its rows, with ``SEEN``."""
+    """A block of queries of one head: its output, and log2 of the sum of its rows, with weights where ``BIASED``.
+
+    One exponential serves both: the weighted softmax is p w / sum(p w), where p is the softmax without weights.
+    """
     h, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
-    q = tl.load(
-        Q + b * q_b + h * q_h + rows[:, None] * q_n + d[None, :], (rows[:, None] < N) & (d[None, :] < D), other=0.0
-    )
-    used_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-    used_sum = tl.zeros([BLOCK_Q], tl.float32)
-    seen_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-    seen_sum = tl.zeros([BLOCK_Q], tl.float32)
+    q = _load(Q + b * q_b + h * q_h, tl.minimum(rows, N - 1), q_n, d, D, BLOCK_D)
+    k_of_head, v_of_head = K + b * k_b + h * k_h, V + b * v_b + h * v_h
+    most = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_Q], tl.float32)
+    weighted = tl.zeros([BLOCK_Q], tl.float32)
     acc = tl.zeros([BLOCK_Q, BLOCK_V], tl.float32)
-    for start in range(0, N, BLOCK_K):
-        keys = start + tl.arange(0, BLOCK_K)
-        k = tl.load(
-            K + b * k_b + h * k_h + keys[None, :] * k_n + d[:, None], (keys[None, :] < N) & (d[:, None] < D), other=0.0
-        )
-        logits = _dot(q, k, WIDEN) * scale
-        logits = tl.where(keys[None, :] < N, logits, float("-inf"))
-        used = logits
-        if HAS_USED:
-            used += tl.load(USED + b * N + keys, keys < N, other=0.0)[None, :] * LOG2_E
-        new_max = tl.maximum(used_max, tl.max(used, 1))
-        safe = tl.where(new_max == float("-inf"), 0.0, new_max)  # all keys so far are masked: -inf - -inf is no number
-        p = tl.exp2(used - safe[:, None])
-        shrink = tl.exp2(used_max - safe)
-        used_sum = used_sum * shrink + tl.sum(p, 1)
-        used_max = new_max
-        if HAS_V:
-            v = tl.load(
-                V + b * v_b + h * v_h + keys[:, None] * v_n + dv[None, :],
-                (keys[:, None] < N) & (dv[None, :] < D_V),
-                other=0.0,
-            )
-            acc = acc * shrink[:, None] + _dot(p.to(v.dtype), v, WIDEN)
-        if not SAME:
-            seen = logits
-            if HAS_SEEN:
-                seen += tl.load(SEEN + b * N + keys, keys < N, other=0.0)[None, :] * LOG2_E
-            new_max = tl.maximum(seen_max, tl.max(seen, 1))
-            safe = tl.where(new_max == float("-inf"), 0.0, new_max)
-            seen_sum = seen_sum * tl.exp2(seen_max - safe) + tl.sum(tl.exp2(seen - safe[:, None]), 1)
-            seen_max = new_max
+    whole = N // BLOCK_K * BLOCK_K
+    for start in range(0, whole, BLOCK_K):
+        most, total, weighted, acc = _step(
+            q, k_of_head, v_of_head, WEIGHT + b * N, VALID + b * N, start, k_n, v_n, N, scale, most, total, weighted, acc,
+            D, D_V, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_WEIGHT, HAS_VALID, False, WIDEN,
+        )  # fmt: skip
+    if whole < N:
+        most, total, weighted, acc = _step(
+            q, k_of_head, v_of_head, WEIGHT + b * N, VALID + b * N, whole, k_n, v_n, N, scale, most, total, weighted, acc,
+            D, D_V, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_WEIGHT, HAS_VALID, True, WIDEN,
+        )  # fmt: skip
+    by = weighted if HAS_WEIGHT else total
     if HAS_V:
         tl.store(
             OUT + b * o_b + h * o_h + rows[:, None] * o_n + dv[None, :],
-            (acc / used_sum[:, None]).to(OUT.dtype.element_ty),
+            (acc / by[:, None]).to(OUT.dtype.element_ty),
             (rows[:, None] < N) & (dv[None, :] < D_V),
         )
-    if SAME:
-        seen_max = used_max
-        seen_sum = used_sum
-    tl.store(LSE + (b * H + h) * N + rows, seen_max + tl.log2(seen_sum), rows < N)
+    tl.store(LSE + (b * H + h) * N + rows, most + tl.log2(by if BIASED else total), rows < N)
 
 
 @triton.jit
 def _reduce(
-    Q, K, LSE, SEEN, REAL, ENTROPY, RECEIVED,
+    Q, K, LSE, WEIGHT, VALID, ENTROPY_OUT, RECEIVED_OUT,
     q_b, q_h, q_n, k_b, k_h, k_n,
     B, H, N, scale,
     D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-    HAS_SEEN: tl.constexpr, HAS_REAL: tl.constexpr, WIDEN: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_VALID: tl.constexpr, ENTROPY: tl.constexpr, RECEIVED: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):  # fmt: skip
     """A tile of the mean map: the sums of p log p of its rows, and of p of its columns."""
     block_q, block_k, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     rows = block_q * BLOCK_Q + tl.arange(0, BLOCK_Q)
     keys = block_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    safe_rows, safe_keys = tl.minimum(rows, N - 1), tl.minimum(keys, N - 1)
     d = tl.arange(0, BLOCK_D)
-    add = tl.zeros([BLOCK_K], tl.float32)
-    if HAS_SEEN:
-        add += tl.load(SEEN + b * N + keys, keys < N, other=0.0) * LOG2_E
+    q_of, k_of, lse_of = Q + b * q_b, K + b * k_b, LSE + b * H * N + safe_rows
     total = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
     for h in range(0, H):
-        q = tl.load(
-            Q + b * q_b + h * q_h + rows[:, None] * q_n + d[None, :], (rows[:, None] < N) & (d[None, :] < D), other=0.0
-        )
-        k = tl.load(
-            K + b * k_b + h * k_h + keys[None, :] * k_n + d[:, None], (keys[None, :] < N) & (d[:, None] < D), other=0.0
-        )
-        lse = tl.load(LSE + (b * H + h) * N + rows, rows < N, other=0.0)
-        total += tl.exp2(_dot(q, k, WIDEN) * scale + add[None, :] - lse[:, None])
-    mean = tl.where((rows[:, None] < N) & (keys[None, :] < N), total / H, 0.0)
-    terms = tl.where(mean > 0, mean * tl.log2(tl.where(mean > 0, mean, 1.0)), 0.0)  # 0 log 0 = 0
-    tl.store(ENTROPY + (block_k * B + b) * N + rows, tl.sum(terms, 1) * LN_2, rows < N)
-    if HAS_REAL:
-        mean = mean * tl.load(REAL + b * N + rows, rows < N, other=0.0)[:, None]
-    tl.store(RECEIVED + (block_q * B + b) * N + keys, tl.sum(mean, 0), keys < N)
+        q = _load(q_of + h * q_h, safe_rows, q_n, d, D, BLOCK_D)
+        k = _load(k_of + h * k_h, safe_keys, k_n, d, D, BLOCK_D)
+        lse = tl.load(lse_of + h * N)
+        total += tl.exp2(_dot(q, tl.trans(k), WIDEN) * scale - lse[:, None])
+    inside = (rows[:, None] < N) & (keys[None, :] < N)
+    mean = total / H
+    if HAS_WEIGHT:
+        mean = mean * tl.load(WEIGHT + b * N + safe_keys)[None, :]
+    if HAS_VALID:
+        inside = inside & (tl.load(VALID + b * N + safe_keys) > 0)[None, :]
+    mean = tl.where(inside, mean, 0.0)
+    if ENTROPY:
+        terms = tl.where(mean > 0, mean * tl.log2(tl.where(mean > 0, mean, 1.0)), 0.0)  # 0 log 0 = 0
+        tl.store(ENTROPY_OUT + (block_k * B + b) * N + rows, tl.sum(terms, 1) * LN_2, rows < N)
+    if RECEIVED:
+        if HAS_VALID:
+            mean = mean * tl.load(VALID + b * N + safe_rows)[:, None]
+        tl.store(RECEIVED_OUT + (block_q * B + b) * N + keys, tl.sum(mean, 0), keys < N)

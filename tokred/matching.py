@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokred.gpu import runs_kernels
 from tokred.rows import gather_rows
 
 
@@ -22,14 +23,24 @@ def bipartite_matching(
     sorts where there is a CLS token, vid-TLDR always. Cosine similarity, in float32. ``label_BN``: pairs of the same label come
     before all others.
     """
+    best_BA, partner_BA = _nearest_odd(metric_BNC, prefix, label_BN)
+    best_BA[:, : (prefix + 1) // 2] = -torch.inf  # prefix tokens at even places
+    order_BA = best_BA.argsort(dim=-1, descending=True, stable=True)
+    return join(order_BA, partner_BA, r, metric_BNC.shape[1], sort=sort, prefix=prefix)
+
+
+def _nearest_odd(metric_BNC: Tensor, prefix: int, label_BN: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Of each token of even place the largest similarity to one of odd place behind the prefix, and which of these it is."""
+    if label_BN is None and metric_BNC.dtype in (torch.float16, torch.bfloat16) and runs_kernels(metric_BNC):
+        from tokred.merge_kernels import nearest_odd  # here, since it imports triton
+
+        return nearest_odd(metric_BNC, prefix // 2)
     score_BAD = even_to_odd(metric_BNC)
     if label_BN is not None:
         score_BAD = score_BAD - 4.0 * (label_BN[:, ::2, None] != label_BN[:, None, 1::2])  # cosines lie in -1..1
-    score_BAD[:, : (prefix + 1) // 2] = -torch.inf  # prefix tokens at even places
-    score_BAD[:, :, : prefix // 2] = -torch.inf  # and at odd ones
+    score_BAD[:, :, : prefix // 2] = -torch.inf
     best_BA, partner_BA = score_BAD.max(-1)
-    order_BA = best_BA.argsort(dim=-1, descending=True, stable=True)
-    return join(order_BA, partner_BA, r, metric_BNC.shape[1], sort=sort, prefix=prefix)
+    return best_BA, partner_BA
 
 
 def join(order_BA: Tensor, partner_BA: Tensor, r: int, num_tokens: int, *, sort: bool, prefix: int = 0) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tokred.gpu import runs_kernels
 from tokred.rows import gather_rows, sum_rows
 
 
@@ -194,16 +195,10 @@ class Tokens:
         size_BN = self.sizes()
         weight_BN = size_BN if assignment.weight_BN is None else assignment.weight_BN.to(size_BN.dtype)
         mass_BN = size_BN if assignment.mass_BN is None else size_BN * assignment.mass_BN.to(size_BN.dtype)
-        wide = torch.promote_types(self.x_BNC.dtype, torch.float32)  # sums of hundreds of tokens overflow float16
-        x_BKC = sum_rows(self.x_BNC.to(wide) * weight_BN[..., None].to(wide), group_BN, num_groups)
-        total_BK, size_BK = sum_rows(torch.stack([weight_BN, mass_BN], -1), group_BN, num_groups).unbind(-1)
-        if assignment.normalize:
-            x_BKC = x_BKC / total_BK[..., None].masked_fill(total_BK[..., None] == 0, 1).to(
-                wide
-            )  # padding has no members
+        x_BKC, size_BK = _merged(self.x_BNC, group_BN, weight_BN, mass_BN, num_groups, assignment.normalize)
         return replace(
             self,
-            x_BNC=x_BKC.to(self.x_BNC.dtype),
+            x_BNC=x_BKC,
             size_BN=size_BK,
             source_BM=_follow(self.source_BM, group_BN),
             valid_BN=assignment.valid_BK,
@@ -247,6 +242,28 @@ class Tokens:
             if self.place_BN is None
             else _heaviest(self.place_BN, self.sizes(), group_BN, assignment.num_groups),
         )
+
+
+def _merged(
+    x_BNC: Tensor, group_BN: Tensor, weight_BN: Tensor, mass_BN: Tensor, num_groups: int, normalize: bool
+) -> tuple[Tensor, Tensor]:
+    """The weighted sums of groups (B, K, C), ``normalize``: means, and their masses (B, K)."""
+    if normalize and not _wants_gradient(x_BNC, weight_BN, mass_BN) and runs_kernels(x_BNC):
+        from tokred.merge_kernels import DTYPES, merged_rows  # here, since it imports triton
+
+        if x_BNC.dtype in DTYPES:
+            return merged_rows(x_BNC, group_BN, weight_BN, mass_BN, num_groups)
+    wide = torch.promote_types(x_BNC.dtype, torch.float32)  # sums of hundreds of tokens overflow float16
+    x_BKC = sum_rows(x_BNC.to(wide) * weight_BN[..., None].to(wide), group_BN, num_groups)
+    total_BK, size_BK = sum_rows(torch.stack([weight_BN, mass_BN], -1), group_BN, num_groups).unbind(-1)
+    if normalize:
+        total_BK1 = total_BK[..., None]
+        x_BKC = x_BKC / total_BK1.masked_fill(total_BK1 == 0, 1).to(wide)  # padding has no members
+    return x_BKC.to(x_BNC.dtype), size_BK
+
+
+def _wants_gradient(*values: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(value.requires_grad for value in values)
 
 
 def _heaviest(place_BN: Tensor, size_BN: Tensor, group_BN: Tensor, num_groups: int) -> Tensor:
