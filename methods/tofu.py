@@ -47,7 +47,7 @@ class ToFu(Method):
         metric_BND, prefix, r = attention.k_BHND.detach().mean(1), tokens.prefix, tokens.num - keep
         group_BN = matching.bipartite_matching(metric_BND, r, prefix=prefix, sort=prefix > 0)
         if not self._merges(tokens):
-            group_BN = group_BN.masked_fill(matching.sources(group_BN, r), -1)
+            group_BN = group_BN.masked_fill(matching.sources(group_BN, r, prefix=tokens.prefix), -1)
         return Assignment(group_BN, keep, weight_BN=torch.ones_like(tokens.sizes()))
 
     def reduce(self, tokens: Tokens, attention: Attention | None, keep: int) -> Tokens:
@@ -57,7 +57,7 @@ class ToFu(Method):
             return merged
         group_BN = assignment.group_BN
         assert group_BN is not None
-        is_source_BN = matching.sources(group_BN, tokens.num - keep)
+        is_source_BN = matching.sources(group_BN, tokens.num - keep, prefix=tokens.prefix)
         norm_BN = tokens.x_BNC.float().norm(dim=-1)
         if self.merge == "mlerp":
             divisor_BK = merged.x_BNC.float().norm(dim=-1)

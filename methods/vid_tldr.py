@@ -30,7 +30,7 @@ class VidTLDR(Method):
         r = tokens.num - keep
         group_BN = matching.bipartite_matching(tokens.x_BNC.detach(), r, prefix=tokens.prefix)
         saliency_BN = saliency(attention.row_entropy_BN, prefix=tokens.prefix)
-        merged_BN = matching.sources(group_BN, r)
+        merged_BN = matching.sources(group_BN, r, prefix=tokens.prefix)
         mass_BN = torch.where(merged_BN, saliency_BN, 1.0)
         return Assignment(group_BN, keep, weight_BN=mass_BN * tokens.sizes(), mass_BN=mass_BN)
 

@@ -94,7 +94,7 @@ from tokred import kernels
 of_torch = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 dtype, channels, capability = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 padded = kernels._padded(channels)
-both = {"D": channels, "BLOCK_D": padded, "HAS_WEIGHT": True, "HAS_VALID": True, "WIDEN": False}
+both = {"D": channels, "BLOCK_D": padded, "HAS_BIAS": True, "HAS_VALID": True, "WIDEN": False}
 of_forward = {"D_V": channels, "BLOCK_V": padded, "HAS_V": True, "BIASED": False}
 of_reduce = {"ENTROPY": True, "RECEIVED": True}
 for kernel, own, sizes in (
@@ -104,7 +104,7 @@ for kernel, own, sizes in (
     options = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
     constants = both | own | sizes
     types = dict.fromkeys(("Q", "K", "V", "OUT"), "*" + dtype)
-    types |= dict.fromkeys(("LSE", "WEIGHT", "VALID", "ENTROPY_OUT", "RECEIVED_OUT"), "*fp32") | {"scale": "fp32"}
+    types |= dict.fromkeys(("LSE", "BIAS", "VALID", "ENTROPY_OUT", "RECEIVED_OUT"), "*fp32") | {"scale": "fp32"}
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
     program = compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", capability, 32), options=options)
     print(program.metadata.shared)

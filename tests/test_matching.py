@@ -113,7 +113,7 @@ def test_sources_are_the_tokens_that_were_merged_into_another(prefix):
     for r in range(1, (13 - prefix) // 2 + 1):
         group_BN = matching.bipartite_matching(metric(13), r, prefix=prefix)
         merged = [[i for group in members(row) if len(group) > 1 for i in group if i % 2 == 0] for row in group_BN]
-        assert [row.nonzero().flatten().tolist() for row in matching.sources(group_BN, r)] == [
+        assert [row.nonzero().flatten().tolist() for row in matching.sources(group_BN, r, prefix=prefix)] == [
             sorted(row) for row in merged
         ]
 

@@ -11,10 +11,11 @@ Dimension key: B batch, N tokens, H heads, D channels of a head, Q queries.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokred.attention_map import attend_and_measure, key_mask, of_whole_map, weights
+from tokred.attention_map import attend_and_measure, has_kernel, key_mask, of_whole_map, weights
 
 STATISTICS = {
     "cls_row": "attention that the first token pays to each token, mean over heads",
@@ -116,6 +117,10 @@ def plain(
     valid_BN: Tensor | None = None,
 ) -> Tensor:
     """(B, H, Q, D): fused attention, of as many queries as there are."""
+    if (bias_BN is not None or valid_BN is not None) and _by_own_kernel(q_BHQD, k_BHND, v_BHND):
+        from tokred.kernels import attend  # here, since it imports triton
+
+        return attend(q_BHQD, k_BHND, v_BHND, scale=scale, bias_BN=bias_BN, valid_BN=valid_BN)[0].transpose(1, 2)
     mask = _as_mask(key_mask(bias_BN, valid_BN), q_BHQD)
     return F.scaled_dot_product_attention(q_BHQD, k_BHND, v_BHND, attn_mask=mask, scale=scale)
 
@@ -169,6 +174,17 @@ def _cls_row(
         return {}
     row_BH1N = weights(q_BHND[:, :, :1].detach(), k_BHND.detach(), scale, seen_BN)
     return {"cls_row": row_BH1N.mean(1).squeeze(1)}
+
+
+def _by_own_kernel(q_BHQD: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> bool:
+    """With a mask, in half precision on CUDA: a bias for each key costs less there than a mask in torch's kernels."""
+    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHQD, k_BHND, v_BHND))
+    return (
+        q_BHQD.dtype in (torch.float16, torch.bfloat16)
+        and q_BHQD.shape == k_BHND.shape
+        and not needs_gradient
+        and has_kernel(q_BHQD, v_BHND)
+    )
 
 
 def _as_mask(mask_BN: Tensor | None, like: Tensor) -> Tensor | None:

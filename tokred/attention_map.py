@@ -24,7 +24,8 @@ from torch import Tensor
 from tokred.gpu import runs_kernels
 
 SUMS = ("row_entropy", "received")  # what needs no more of the map than sums
-_CHUNK_ELEMENTS = 2**22  # of the logits of ``in_chunks``: 16 MiB in float32, about the size of a CPU's last-level cache
+# Of the logits of ``in_chunks``: on a CPU 16 MiB in float32, about the size of its last-level cache; a GPU wants more at once.
+_CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 # Measured on UMT-B's 2352 tokens and ViT-B's 197 (``benchmarks/attention.py``): from 250 to 400 queries products are as fast
 # as they get; beyond 4 MiB a buffer leaves the cache.
 _IN_PLACE_QUERIES, _IN_PLACE_ELEMENTS = 320, 2**20
@@ -104,7 +105,7 @@ def in_chunks(
     used_BN, seen_BN = _masks(bias_BN, valid_BN, biased)
     real_BN = _real(q_BHND, valid_BN)
     together = B if isinstance(B, int) else 1  # a program for batches of any size has one way to cut
-    chunk = N if "map" in statistics else max(16, _CHUNK_ELEMENTS // (together * H * N))
+    chunk = N if "map" in statistics else max(16, _CHUNK_ELEMENTS.get(q_BHND.device.type, 2**22) // (together * H * N))
     outputs: list[Tensor] = []
     parts: dict[str, list[Tensor]] = {name: [] for name in statistics}
     for q_BHQD, real_BQ in zip(q_BHND.split(chunk, dim=2), real_BN.split(chunk, dim=1), strict=True):
@@ -147,7 +148,7 @@ def _attend(
     args = (q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy, received)
     if q_BHND.device.type == "cpu":
         return _in_place(*args)
-    return _by_kernel(*args) if _has_kernel(q_BHND, v_BHND) else _by_chunks(*args)
+    return _by_kernel(*args) if has_kernel(q_BHND, v_BHND) else _by_chunks(*args)
 
 
 _operator = torch.library.custom_op("tokred::attend", _attend, mutates_args=())
@@ -171,7 +172,8 @@ def _by_chunks(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy
     return out_BNHD, *(found.get(name, none) for name in SUMS)
 
 
-def _has_kernel(q_BHND: Tensor, v_BHND: Tensor | None) -> bool:
+def has_kernel(q_BHND: Tensor, v_BHND: Tensor | None) -> bool:
+    """Whether the kernels of ``tokred.kernels`` take these."""
     if not runs_kernels(q_BHND):
         return False
     from tokred import kernels  # here, since it imports triton
@@ -183,16 +185,12 @@ def _has_kernel(q_BHND: Tensor, v_BHND: Tensor | None) -> bool:
 def _by_kernel(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy, received):
     from tokred import kernels
 
-    weight_BN = None
-    if bias_BN is not None and (biased or v_BHND is not None):
-        real_BN = bias_BN if valid_BN is None else bias_BN.where(valid_BN, -torch.inf)
-        weight_BN = (real_BN - real_BN.amax(1, keepdim=True)).exp()
     out_BNHD, entropy_BN, received_BN = kernels.attend(
         q_BHND,
         k_BHND,
         v_BHND,
         scale=scale,
-        weight_BN=weight_BN,
+        bias_BN=bias_BN,
         valid_BN=valid_BN,
         biased=biased,
         entropy=entropy,

@@ -28,30 +28,32 @@ def attend(
     v_BHND: Tensor | None,
     *,
     scale: float,
-    weight_BN: Tensor | None,
-    valid_BN: Tensor | None,
-    biased: bool,
-    entropy: bool = True,
-    received: bool = True,
+    bias_BN: Tensor | None = None,
+    valid_BN: Tensor | None = None,
+    biased: bool = True,
+    entropy: bool = False,
+    received: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output (B, N, H, D), empty without values, and in float32 row entropy (B, N) and sums of what is received (B, N), empty
     where not wanted.
 
-    ``weight_BN``: what a key counts in the softmax, the exponential of a bias; ``biased``: in the statistics, too.
-    Padding, where not ``valid_BN``, gets and gives nothing.
+    ``bias_BN`` is added to the logits of each key; ``biased``: in the statistics, too. Padding, where not ``valid_BN``, gets and
+    gives nothing.
     """
     if v_BHND is None:
         out_BNHD = q_BHND.new_empty(0)
     else:
         out_BNHD = v_BHND.new_empty(v_BHND.shape[0], v_BHND.shape[2], v_BHND.shape[1], v_BHND.shape[3])
-    weight_BN = None if weight_BN is None else weight_BN.float().contiguous()
+    bias_BN = None if bias_BN is None else bias_BN.float().contiguous()
     valid_BN = None if valid_BN is None else valid_BN.float().contiguous()
-    lse_BHN = _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, scale, weight_BN, valid_BN, biased)
-    seen_BN = weight_BN if biased else None
+    lse_BHN = _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, scale, bias_BN, valid_BN, biased)
+    if not (entropy or received):
+        return out_BNHD, lse_BHN.new_empty(0), lse_BHN.new_empty(0)
+    seen_BN = bias_BN if biased else None
     return out_BNHD, *_sums(q_BHND, k_BHND, lse_BHN, scale, seen_BN, valid_BN, entropy, received)
 
 
-def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, scale, weight_BN, valid_BN, biased) -> Tensor:
+def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, scale, bias_BN, valid_BN, biased) -> Tensor:
     B, H, N, D = q_BHND.shape
     q, k = _rows(q_BHND), _rows(k_BHND)
     v = k if v_BHND is None else _rows(v_BHND)
@@ -66,7 +68,7 @@ def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, scale, weight_BN, valid_BN, biased)
                 v,
                 out,
                 lse_BHN,
-                lse_BHN if weight_BN is None else weight_BN,
+                lse_BHN if bias_BN is None else bias_BN,
                 lse_BHN if valid_BN is None else valid_BN,
             ),
             *(q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2)),
@@ -77,7 +79,7 @@ def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, scale, weight_BN, valid_BN, biased)
             BLOCK_D=_padded(D),
             BLOCK_V=_padded(v.shape[3]),
             HAS_V=v_BHND is not None,
-            HAS_WEIGHT=weight_BN is not None,
+            HAS_BIAS=bias_BN is not None,
             HAS_VALID=valid_BN is not None,
             BIASED=biased,
             WIDEN=_widen(q),
@@ -86,7 +88,7 @@ def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, scale, weight_BN, valid_BN, biased)
     return lse_BHN
 
 
-def _sums(q_BHND, k_BHND, lse_BHN, scale, weight_BN, valid_BN, entropy, received) -> tuple[Tensor, Tensor]:
+def _sums(q_BHND, k_BHND, lse_BHN, scale, bias_BN, valid_BN, entropy, received) -> tuple[Tensor, Tensor]:
     B, H, N, D = q_BHND.shape
     q, k = _rows(q_BHND), _rows(k_BHND)
     sizes = _reduce_sizes(q.dtype, D)
@@ -96,13 +98,13 @@ def _sums(q_BHND, k_BHND, lse_BHN, scale, weight_BN, valid_BN, entropy, received
     received_QBN = lse_BHN.new_empty(num_q, B, N) if received else none
     with torch.cuda.device_of(q):
         _reduce[(num_q, num_k, B)](
-            *(q, k, lse_BHN, lse_BHN if weight_BN is None else weight_BN, lse_BHN if valid_BN is None else valid_BN),
+            *(q, k, lse_BHN, lse_BHN if bias_BN is None else bias_BN, lse_BHN if valid_BN is None else valid_BN),
             *(entropy_KBN, received_QBN),
             *(q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2)),
             *(B, H, N, scale * LOG2_E.value),
             D=D,
             BLOCK_D=_padded(D),
-            HAS_WEIGHT=weight_BN is not None,
+            HAS_BIAS=bias_BN is not None,
             HAS_VALID=valid_BN is not None,
             ENTROPY=entropy,
             RECEIVED=received,
@@ -115,18 +117,14 @@ def _sums(q_BHND, k_BHND, lse_BHN, scale, weight_BN, valid_BN, entropy, received
 def _forward_sizes(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
     if dtype == torch.float32:
         return {"BLOCK_Q": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1}
-    return {
-        "BLOCK_Q": 128,
-        "BLOCK_K": 64,
-        "num_warps": 8 if head_dim > 64 else 4,
-        "num_stages": 2 if head_dim > 64 else 3,
-    }
+    if head_dim > 64:
+        return {"BLOCK_Q": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2}
+    return {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
 
 
 def _reduce_sizes(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
-    if dtype == torch.float32:
-        return {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 1}
-    return {"BLOCK_Q": 128, "BLOCK_K": 128 if head_dim <= 64 else 64, "num_warps": 8, "num_stages": 2}
+    stages = 1 if dtype == torch.float32 else 2 if head_dim > 64 else 3
+    return {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": stages}
 
 
 def _rows(x_BHND: Tensor) -> Tensor:
@@ -147,7 +145,9 @@ def _widen(q_BHND: Tensor) -> bool:
 def _dot(a, b, WIDEN: tl.constexpr):
     if WIDEN:
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision="ieee")  # not tf32, which would cost half the digits of float32
+    return tl.dot(
+        a, b, input_precision="tf32x3"
+    )  # of float32: tf32 alone would cost half its digits; ieee compiles for minutes
 
 
 @triton.jit
@@ -160,9 +160,10 @@ def _load(x, rows, n, d, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def _step(
-    q, k_of_head, v_of_head, weight_of_sample, valid_of_sample, start, k_n, v_n, N, scale, most, total, weighted, acc,
+    q, k_of_head, v_of_head, bias_of_sample, valid_of_sample, start, k_n, v_n, N, scale, most, total, weighted, acc,
     D: tl.constexpr, D_V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    HAS_V: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_VALID: tl.constexpr, LAST: tl.constexpr, WIDEN: tl.constexpr,
+    HAS_V: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_VALID: tl.constexpr, BIASED: tl.constexpr,
+    LAST: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """A block of keys; ``LAST``: it reaches beyond N."""
     keys = start + tl.arange(0, BLOCK_K)
@@ -181,11 +182,15 @@ def _step(
     safe = new_most
     if HAS_VALID:  # where all keys so far are padding: -inf - -inf is no number
         safe = tl.where(new_most == float("-inf"), 0.0, new_most)
-    p = tl.exp2(logits * scale - safe[:, None])
     shrink = tl.exp2(most - safe)
+    if HAS_BIAS and BIASED:
+        bias = tl.load(bias_of_sample + safe_keys) * LOG2_E
+        p = tl.exp2(logits * scale + (bias[None, :] - safe[:, None]))
+    else:
+        p = tl.exp2(logits * scale - safe[:, None])
     total = total * shrink + tl.sum(p, 1)
-    if HAS_WEIGHT:
-        p = p * tl.load(weight_of_sample + safe_keys)[None, :]
+    if HAS_BIAS and not BIASED:
+        p = p * tl.exp2(tl.load(bias_of_sample + safe_keys) * LOG2_E)[None, :]
         weighted = weighted * shrink + tl.sum(p, 1)
     if HAS_V:
         v = _load(v_of_head, safe_keys, v_n, tl.arange(0, BLOCK_V), D_V, BLOCK_V)
@@ -195,17 +200,17 @@ def _step(
 
 @triton.jit
 def _forward(
-    Q, K, V, OUT, LSE, WEIGHT, VALID,
+    Q, K, V, OUT, LSE, BIAS, VALID,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, o_b, o_h, o_n,
     H, N, scale,
     D: tl.constexpr, D_V: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    HAS_V: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_VALID: tl.constexpr, BIASED: tl.constexpr,
+    HAS_V: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_VALID: tl.constexpr, BIASED: tl.constexpr,
     WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """A block of queries of one head: its output, and log2 of the sum of its rows, with weights where ``BIASED``.
+    """A block of queries of one head: its output, and log2 of the sum of its rows, with the bias where ``BIASED``.
 
-    One exponential serves both: the weighted softmax is p w / sum(p w), where p is the softmax without weights.
+    One exponential serves both: with w = exp(bias) the output's softmax is p w / sum(p w), where p is the one without bias.
     """
     h, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -219,31 +224,33 @@ def _forward(
     whole = N // BLOCK_K * BLOCK_K
     for start in range(0, whole, BLOCK_K):
         most, total, weighted, acc = _step(
-            q, k_of_head, v_of_head, WEIGHT + b * N, VALID + b * N, start, k_n, v_n, N, scale, most, total, weighted, acc,
-            D, D_V, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_WEIGHT, HAS_VALID, False, WIDEN,
+            q, k_of_head, v_of_head, BIAS + b * N, VALID + b * N, start, k_n, v_n, N, scale, most, total, weighted, acc,
+            D, D_V, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_BIAS, HAS_VALID, BIASED, False, WIDEN,
         )  # fmt: skip
     if whole < N:
         most, total, weighted, acc = _step(
-            q, k_of_head, v_of_head, WEIGHT + b * N, VALID + b * N, whole, k_n, v_n, N, scale, most, total, weighted, acc,
-            D, D_V, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_WEIGHT, HAS_VALID, True, WIDEN,
+            q, k_of_head, v_of_head, BIAS + b * N, VALID + b * N, whole, k_n, v_n, N, scale, most, total, weighted, acc,
+            D, D_V, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_BIAS, HAS_VALID, BIASED, True, WIDEN,
         )  # fmt: skip
-    by = weighted if HAS_WEIGHT else total
+    by = total
+    if HAS_BIAS and not BIASED:
+        by = weighted
     if HAS_V:
         tl.store(
             OUT + b * o_b + h * o_h + rows[:, None] * o_n + dv[None, :],
             (acc / by[:, None]).to(OUT.dtype.element_ty),
             (rows[:, None] < N) & (dv[None, :] < D_V),
         )
-    tl.store(LSE + (b * H + h) * N + rows, most + tl.log2(by if BIASED else total), rows < N)
+    tl.store(LSE + (b * H + h) * N + rows, most + tl.log2(total), rows < N)
 
 
 @triton.jit
 def _reduce(
-    Q, K, LSE, WEIGHT, VALID, ENTROPY_OUT, RECEIVED_OUT,
+    Q, K, LSE, BIAS, VALID, ENTROPY_OUT, RECEIVED_OUT,
     q_b, q_h, q_n, k_b, k_h, k_n,
     B, H, N, scale,
     D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr, HAS_VALID: tl.constexpr, ENTROPY: tl.constexpr, RECEIVED: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_VALID: tl.constexpr, ENTROPY: tl.constexpr, RECEIVED: tl.constexpr,
     WIDEN: tl.constexpr,
 ):  # fmt: skip
     """A tile of the mean map: the sums of p log p of its rows, and of p of its columns."""
@@ -254,15 +261,18 @@ def _reduce(
     d = tl.arange(0, BLOCK_D)
     q_of, k_of, lse_of = Q + b * q_b, K + b * k_b, LSE + b * H * N + safe_rows
     total = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(BIAS + b * N + safe_keys) * LOG2_E
     for h in range(0, H):
         q = _load(q_of + h * q_h, safe_rows, q_n, d, D, BLOCK_D)
         k = _load(k_of + h * k_h, safe_keys, k_n, d, D, BLOCK_D)
         lse = tl.load(lse_of + h * N)
-        total += tl.exp2(_dot(q, tl.trans(k), WIDEN) * scale - lse[:, None])
+        if HAS_BIAS:
+            total += tl.exp2(_dot(q, tl.trans(k), WIDEN) * scale + (bias[None, :] - lse[:, None]))
+        else:
+            total += tl.exp2(_dot(q, tl.trans(k), WIDEN) * scale - lse[:, None])
     inside = (rows[:, None] < N) & (keys[None, :] < N)
     mean = total / H
-    if HAS_WEIGHT:
-        mean = mean * tl.load(WEIGHT + b * N + safe_keys)[None, :]
     if HAS_VALID:
         inside = inside & (tl.load(VALID + b * N + safe_keys) > 0)[None, :]
     mean = tl.where(inside, mean, 0.0)

@@ -24,15 +24,21 @@ def bipartite_matching(
     before all others.
     """
     best_BA, partner_BA = _nearest_odd(metric_BNC, prefix, label_BN)
-    best_BA[:, : (prefix + 1) // 2] = -torch.inf  # prefix tokens at even places
+    if prefix:
+        best_BA[:, : (prefix + 1) // 2] = -torch.inf  # prefix tokens at even places
+    num_tokens = metric_BNC.shape[1]
+    if prefix < 2 and runs_kernels(best_BA):
+        from tokred import merge_kernels  # here, since it imports triton
+
+        return merge_kernels.join(best_BA, partner_BA, r, num_tokens, sort=sort)
     order_BA = best_BA.argsort(dim=-1, descending=True, stable=True)
-    return join(order_BA, partner_BA, r, metric_BNC.shape[1], sort=sort, prefix=prefix)
+    return join(order_BA, partner_BA, r, num_tokens, sort=sort, prefix=prefix)
 
 
 def _nearest_odd(metric_BNC: Tensor, prefix: int, label_BN: Tensor | None) -> tuple[Tensor, Tensor]:
     """Of each token of even place the largest similarity to one of odd place behind the prefix, and which of these it is."""
     if label_BN is None and metric_BNC.dtype in (torch.float16, torch.bfloat16) and runs_kernels(metric_BNC):
-        from tokred.merge_kernels import nearest_odd  # here, since it imports triton
+        from tokred.merge_kernels import nearest_odd
 
         return nearest_odd(metric_BNC, prefix // 2)
     score_BAD = even_to_odd(metric_BNC)
@@ -111,13 +117,17 @@ def groups_by_place(target_BN: Tensor) -> Tensor:
     return slot_BN.gather(1, target_BN)
 
 
-def sources(group_BN: Tensor, r: int) -> Tensor:
+def sources(group_BN: Tensor, r: int, *, prefix: int) -> Tensor:
     """(B, N) bool: the ``r`` tokens that ``bipartite_matching`` merged into another: those of even place whose group has
     an odd token."""
     num_groups = group_BN.shape[1] - r
+    merged_BN = torch.zeros_like(group_BN, dtype=torch.bool)
+    if prefix < 2:  # the groups with an odd token are the last ones
+        merged_BN[:, ::2] = group_BN[:, ::2] >= num_groups - group_BN.shape[1] // 2
+        return merged_BN
     has_odd_BK = group_BN.new_zeros(group_BN.shape[0], num_groups).scatter(1, group_BN[:, 1::2], 1)
-    even_N = torch.arange(group_BN.shape[1], device=group_BN.device) % 2 == 0
-    return has_odd_BK.gather(1, group_BN).bool() & even_N
+    merged_BN[:, ::2] = has_odd_BK.gather(1, group_BN[:, ::2]).bool()
+    return merged_BN
 
 
 def pairs(kind: str, num_tokens: int, keep: int, prefix: int) -> int:

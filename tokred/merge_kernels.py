@@ -34,6 +34,20 @@ def nearest_odd(x_BNC: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
     return best_BA, partner_BA
 
 
+def join(best_BA: Tensor, partner_BA: Tensor, r: int, num_tokens: int, *, sort: bool) -> Tensor:
+    """group_BN as ``matching.join`` gives it, without a prefix, of the ``r`` largest of ``best_BA``; of equals the first."""
+    B, num_even = best_BA.shape
+    rank_BA = best_BA.new_empty(B, num_even, dtype=torch.int32)
+    group_BN = partner_BA.new_empty(B, num_tokens)
+    grid, best_BA, partner_BA = (triton.cdiv(num_even, 64), B), best_BA.contiguous(), partner_BA.contiguous()
+    with torch.cuda.device_of(best_BA):
+        _rank[grid](best_BA, rank_BA, num_even, BLOCK=64, BLOCK_J=128, num_warps=4)
+        _join[grid](
+            rank_BA, partner_BA, group_BN, num_even, num_tokens, r, SORT=sort, BLOCK=64, BLOCK_J=128, num_warps=4
+        )
+    return group_BN
+
+
 def merged_rows(
     x_BNC: Tensor, group_BN: Tensor, weight_BN: Tensor, mass_BN: Tensor, num_groups: int
 ) -> tuple[Tensor, Tensor]:
@@ -93,6 +107,44 @@ def _nearest(
     at = b * num_even + even
     tl.store(BEST + at, best * tl.load(INVERSE + b * N + row_of_even), even < num_even)
     tl.store(PARTNER + at, partner.to(tl.int64), even < num_even)
+
+
+@triton.jit
+def _rank(BEST, RANK, num_even, BLOCK: tl.constexpr, BLOCK_J: tl.constexpr):
+    """How many come before each, by falling value and then by place: a count over all, which needs no sort."""
+    b = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    own = tl.load(BEST + b * num_even + i, i < num_even, other=0.0)
+    rank = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, num_even, BLOCK_J):
+        j = start + tl.arange(0, BLOCK_J)
+        other = tl.load(BEST + b * num_even + j, j < num_even, other=float("-inf"))
+        tied_before = (other[None, :] == own[:, None]) & (j[None, :] < i[:, None])
+        rank += tl.sum(((other[None, :] > own[:, None]) | tied_before).to(tl.int32), 1)
+    tl.store(RANK + b * num_even + i, rank, i < num_even)
+
+
+@triton.jit
+def _join(
+    RANK, PARTNER, GROUP, num_even, num_tokens, r,
+    SORT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    num_left = num_even - r
+    rank = tl.load(RANK + b * num_even + i, i < num_even, other=0)
+    slot = rank - r
+    if SORT:
+        merged_before = tl.zeros([BLOCK], tl.int32)
+        for start in range(0, num_even, BLOCK_J):
+            j = start + tl.arange(0, BLOCK_J)
+            other = tl.load(RANK + b * num_even + j, j < num_even, other=num_even)
+            merged_before += tl.sum(((other[None, :] < r) & (j[None, :] < i[:, None])).to(tl.int32), 1)
+        slot = i - merged_before
+    partner = tl.load(PARTNER + b * num_even + i, i < num_even, other=0).to(tl.int32)
+    even = tl.where(rank < r, num_left + partner, slot)
+    tl.store(GROUP + b * num_tokens + 2 * i, even.to(tl.int64), i < num_even)
+    tl.store(GROUP + b * num_tokens + 2 * i + 1, (num_left + i).to(tl.int64), 2 * i + 1 < num_tokens)
 
 
 @triton.jit
