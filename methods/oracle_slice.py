@@ -14,8 +14,7 @@ class OracleSlice(Method):
     """Keeps the first tokens and looks at nothing: its speed is the limit of all methods on the same schedule, its accuracy is no
     one's aim (the first frames of a clip, the top of an image).
 
-    It costs no MACs, and no time but a view of the features, on CUDA a copy: there the layers that follow are slower on a view
-    than on whole rows. No gather, no scatter. Inside attention ("queries", "attention") the
+    It costs no MACs, and no time but a view of the features: no gather, no scatter. Inside attention ("queries", "attention") the
     core applies the choice by itself, to queries and map as well, and gathers; there the limit holds for what decides alone.
     """
 
@@ -35,9 +34,7 @@ class OracleSlice(Method):
 
     def reduce(self, tokens: Tokens, attention: Attention | None, keep: int) -> Tokens:
         def first(value: Tensor | None) -> Tensor | None:
-            if value is None:
-                return None
-            return value[:, :keep].contiguous() if value.is_cuda else value[:, :keep]
+            return None if value is None else value[:, :keep]
 
         source_BM = tokens.source_BM
         return replace(

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokred.attention_map import attend_and_measure, has_kernel, key_mask, of_whole_map, weights
+from tokred.gpu import runs_kernels
 
 STATISTICS = {
     "cls_row": "attention that the first token pays to each token, mean over heads",
@@ -183,6 +184,7 @@ def _by_own_kernel(q_BHQD: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> bool:
         q_BHQD.dtype in (torch.float16, torch.bfloat16)
         and q_BHQD.shape == k_BHND.shape
         and not needs_gradient
+        and runs_kernels(q_BHQD)
         and has_kernel(q_BHQD, v_BHND)
     )
 

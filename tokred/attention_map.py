@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokred.gpu import runs_kernels
+from tokred.gpu import has_kernels
 
 SUMS = ("row_entropy", "received")  # what needs no more of the map than sums
 # Of the logits of ``in_chunks``: on a CPU 16 MiB in float32, about the size of its last-level cache; a GPU wants more at once.
@@ -174,7 +174,7 @@ def _by_chunks(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy
 
 def has_kernel(q_BHND: Tensor, v_BHND: Tensor | None) -> bool:
     """Whether the kernels of ``tokred.kernels`` take these."""
-    if not runs_kernels(q_BHND):
+    if not has_kernels(q_BHND):
         return False
     from tokred import kernels  # here, since it imports triton
 

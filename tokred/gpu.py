@@ -10,14 +10,14 @@ MIN_CAPABILITY = (8, 0)  # Ampere; of an older GPU their blocks would not fit th
 
 
 def runs_kernels(x: Tensor) -> bool:
-    """On an NVIDIA GPU from Ampere on, with triton at hand; not while a program is captured, which could not look inside."""
-    return (
-        x.is_cuda
-        and type(x) is Tensor
-        and _is_able(x.device.index)
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-    )
+    """Not while a program is captured, which could not look inside."""
+    captured = torch.compiler.is_compiling() or torch.jit.is_tracing()  # asked first: a compiler cannot follow the rest
+    return not captured and has_kernels(x)
+
+
+def has_kernels(x: Tensor) -> bool:
+    """On an NVIDIA GPU from Ampere on, with triton at hand."""
+    return x.is_cuda and type(x) is Tensor and _is_able(x.device.index)
 
 
 @cache

@@ -1,5 +1,6 @@
 """Peak memory of a call, from the allocator: the resident size of a process forgets nothing and shares pages."""
 
+import gc
 from collections.abc import Callable
 from itertools import chain
 from typing import NamedTuple
@@ -31,6 +32,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 def _on_cuda(call: Callable[[], object]) -> Peak:
+    gc.collect()  # what is freed in the middle of the call would be missing from its peak
     torch.cuda.synchronize()
     torch.cuda.empty_cache()  # else the cached blocks of earlier calls would count as reserved
     torch.cuda.reset_peak_memory_stats()
