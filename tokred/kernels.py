@@ -7,9 +7,9 @@ attention: one more product, N * N * H * D multiply-adds (attention has two), on
 query block, nothing of N x N. Sums are made in a fixed order, without atomics: the same bits each time.
 
 On an H100 (bfloat16, 8 x 2352 tokens, 12 heads of 64, torch 2.11, triton 3.6; n = 20 interleaved rounds of
-``benchmarks/attention.py``): output and row entropy take 1.79 [1.78, 1.84] of torch's fused attention alone, with a log-size bias on
-the output 2.16 [2.14, 2.19], where plain operations in chunks take 33.8 [33.1, 34.4]. The bias alone costs 1.16 [1.15, 1.18]. Block
-sizes are the fastest of the eight tried there. Ampere: compiled for, not run.
+``benchmarks/attention.py``): output and row entropy take 1.79 [1.78, 1.84] of torch's fused attention alone, with a log-size
+bias on the output 2.16 [2.14, 2.19], where plain operations in chunks take 33.8 [33.1, 34.4]. The bias alone costs 1.16 [1.15,
+1.18]. Block sizes are the fastest of the eight tried there. Ampere: compiled for, not run.
 
 Dimension key: B batch, N tokens, H heads, D channels of a head, Q and K blocks of queries and keys.
 """
