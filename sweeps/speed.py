@@ -119,13 +119,18 @@ def _made_ready(
     for name, model in models.items():
         try:
             ready[name] = _made_ready_one(model, inputs, measurement.mode, device)
-        except RuntimeError as error:
+        except Exception as error:  # a plugin can raise anything; the record is there
             if ran_out(error):
                 return {}, _dropped(models, labels[name])
-            left_out[name] = str(error).strip().splitlines()[0]
+            left_out[name] = first_line(error)
     if NULL in left_out:
         return {}, dict.fromkeys(models, f"the unreduced model does not run: {left_out[NULL]}")
     return ready, left_out
+
+
+def first_line(error: Exception) -> str:
+    """Compilers write pages."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _dropped(models: Iterable[str], culprit: str) -> dict[str, str]:

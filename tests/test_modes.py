@@ -40,9 +40,16 @@ def translations_are_read_once():
         yield
 
 
+def marks_of(name, mode):
+    """ONNX takes seconds a method: of each kind of operations one is quick enough for every run."""
+    if mode != "ONNX":
+        return []
+    return [no_onnx] if name in ("tome", "vid_tldr", "evit", "ats", "dpc_knn") else [no_onnx, pytest.mark.slow]
+
+
 def each_mode(names) -> list:
     return [
-        pytest.param(name, mode, marks=no_onnx if mode == "ONNX" else [], id=f"{name}-{mode}")
+        pytest.param(name, mode, marks=marks_of(name, mode), id=f"{name}-{mode}")
         for name in names
         for mode in modes.MODES
     ]

@@ -523,12 +523,15 @@ def test_a_batch_size_that_was_dropped_is_tried_again(quick, weights, tmp_path, 
     assert len(found.models) == 2 and found.left_out == {}
 
 
-def test_a_model_that_fails_at_a_batch_size_is_left_out_and_the_others_are_timed(quick, weights, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_a_model_that_fails_at_a_batch_size_is_left_out_and_the_others_are_timed(
+    error, quick, weights, tmp_path, monkeypatch
+):
     forward = tokred.ReducedModel.forward
 
     def odd(self, x, *arguments):
         if self.method.name == "vid_tldr" and len(x) == 7:
-            raise RuntimeError("seven is odd\nand a long trace")
+            raise error("seven is odd\nand a long trace")
         return forward(self, x, *arguments)
 
     monkeypatch.setattr(tokred.ReducedModel, "forward", odd)
