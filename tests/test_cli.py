@@ -60,7 +60,7 @@ def story(tmp_path_factory):
             "r=8",
         ),
         *(f"sizes.{name}={n}" for name, n in SMALL.items()),
-        *("data.num_clips=40", "batch_size=8", "timing.rounds=20", "timing.batch_size=1"),
+        *("data.num_clips=40", "batch_size=8", "timing.rounds=20", "timing.batch_size=1", "traces=0"),
     ]
     return Story(*(_run(words, cwd, stop=number == 0) for number in range(3)), *(cwd / "runs").iterdir())
 

@@ -41,10 +41,10 @@ def translations_are_read_once():
 
 
 def marks_of(name, mode):
-    """ONNX takes seconds a method: of each kind of operations one is quick enough for every run."""
-    if mode != "ONNX":
-        return []
-    return [no_onnx] if name in ("tome", "vid_tldr", "evit", "ats", "dpc_knn") else [no_onnx, pytest.mark.slow]
+    """These take seconds a method: of each kind of operations one is quick enough for every run. The contract compiles them all."""
+    own = [no_onnx] if mode == "ONNX" else []
+    quick = mode == "no host sync" or name not in OWN or name in ("tome", "vid_tldr", "evit", "ats", "dpc_knn")
+    return own if quick else [*own, pytest.mark.slow]
 
 
 def each_mode(names) -> list:

@@ -31,7 +31,7 @@ _PAGE = """\
 # Modes
 
 Which method works in which mode, put together by `{command}`. A test runs every method in every mode
-(ONNX of most with `-m slow`), and fails where this page says otherwise.
+(most with `-m slow`), and fails where this page says otherwise.
 
 - **yes**: it works as it is. *compile* gives the logits of eager mode within 1e-6 of the largest, *export* and *ONNX* its logits
   and its tokens within 1e-5; for *no host sync* see below.
