@@ -28,7 +28,7 @@ from tokred.analysis.partitions import (
     rank_correlation,
     survival_SP,
 )
-from tokred.analysis.rows import grouped
+from tokred.analysis.rows import OnBackbone, grouped
 from tokred.analysis.statistics import Estimate
 from tokred.analysis.traces import Trace, Traced, over_samples, seed_pairs, spread
 
@@ -42,7 +42,7 @@ MEASURES = {
 
 
 @dataclass(frozen=True)
-class Pair:
+class Pair(OnBackbone):
     """Two methods at one setting of one backbone, as their tokens leave the last layer; means over ``num_samples``.
 
     ``overlap``: of the tokens kept as they are, intersection over union, beside what as many random tokens would have. ``rand``:
@@ -70,10 +70,6 @@ class Pair:
     order: float | None = None
     order_low: float | None = None
     order_high: float | None = None
-
-    @property
-    def group(self) -> tuple[str, str, str]:
-        return self.backbone, self.weights, self.data
 
 
 def pairs(traced: Sequence[Traced]) -> list[Pair]:

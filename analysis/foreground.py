@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from tokred.analysis.figure import file_stems, new_figure, panel_title, save_figure
 from tokred.analysis.look import Look, looks, printable
-from tokred.analysis.rows import grouped
+from tokred.analysis.rows import OfMethod, grouped
 from tokred.analysis.statistics import Estimate
 from tokred.analysis.traces import Trace, Traced, few_settings, group_size_SP, over_samples
 
@@ -28,7 +28,7 @@ PANEL_INCHES, FEW_INCHES, COLUMNS = (1.9, 1.65), (2.7, 2.3), 5
 
 
 @dataclass(frozen=True)
-class Retained:
+class Retained(OfMethod):
     """What is left of objects and background behind one layer; means over ``num_samples``, each token counted by the share of
     its pixels that show an object, and by the rest for the background.
 
@@ -55,14 +55,6 @@ class Retained:
     object_dropped: float
     background_dropped: float
     mixed: float | None
-
-    @property
-    def group(self) -> tuple[str, str, str]:
-        return self.backbone, self.weights, self.data
-
-    @property
-    def label(self) -> str:
-        return f"{self.method} {self.options}".rstrip()
 
 
 def retained(traced: Sequence[Traced]) -> list[Retained]:

@@ -21,7 +21,7 @@ from tokred.analysis.agreement import Pair
 from tokred.analysis.cka import cosine, debiased_cka, jackknife
 from tokred.analysis.figure import new_figure, panel_title, save_figure
 from tokred.analysis.look import Look, looks, printable
-from tokred.analysis.rows import Row, grouped, write_csv
+from tokred.analysis.rows import OnBackbone, Row, grouped, write_csv
 from tokred.analysis.traces import Traced, over_samples, spread
 
 FEWEST = 5  # rows: of four no order can have a two-sided p under 0.05 (2 / 4! = 0.083)
@@ -46,7 +46,7 @@ class Likeness(Row):
 
 
 @dataclass(frozen=True)
-class Correlation:
+class Correlation(OnBackbone):
     """Over ``num_rows`` rows of a backbone, of ``what`` with the accuracy: Spearman's rho, Kendall's tau-b, and the p of tau.
 
     ``what``: cosine or cka, the likeness to the unreduced model; or overlap, rand or order, the agreement with ``anchor`` of the
@@ -65,10 +65,6 @@ class Correlation:
     kendall: float | None = None
     p: float | None = None
     note: str = ""
-
-    @property
-    def group(self) -> tuple[str, str, str]:
-        return self.backbone, self.weights, self.data
 
 
 def likenesses(traced: Sequence[Traced]) -> list[Likeness]:

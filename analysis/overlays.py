@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 
 from tokred.analysis.figure import file_stems, new_figure, panel_title, save_figure
 from tokred.analysis.look import printable
-from tokred.analysis.rows import grouped, rows_with_records, samples_of
+from tokred.analysis.rows import OfMethod, grouped, rows_with_records, samples_of
 from tokred.analysis.traces import Traced, few_settings, group_size_SP, read_traces, settings
 from tokred.record import Record, Store
 
@@ -38,7 +38,7 @@ class Frames:
 
 
 @dataclass(frozen=True)
-class Overlay:
+class Overlay(OfMethod):
     """One method's picture of one sample; ``fate``: lost or gained against the unreduced model, else right or wrong as it is;
     empty where results are not those of samples. ``kept``, ``merged`` and ``dropped``: shares of its input tokens."""
 
@@ -53,14 +53,6 @@ class Overlay:
     kept: float
     merged: float
     dropped: float
-
-    @property
-    def group(self) -> tuple[str, str, str]:
-        return self.backbone, self.weights, self.data
-
-    @property
-    def label(self) -> str:
-        return f"{self.method} {self.options}".rstrip()
 
 
 def overlay(

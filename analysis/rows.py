@@ -35,8 +35,33 @@ class Samples(NamedTuple):
     cluster_N: np.ndarray | None
 
 
+class OnBackbone:
+    """A line about a backbone, with its weights, on some data."""
+
+    backbone: str
+    weights: str
+    data: str
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        """The lines that may be compared with this one have the same."""
+        return self.backbone, self.weights, self.data
+
+
+class OfMethod(OnBackbone):
+    """A line about a method on it."""
+
+    method: str
+    options: str
+
+    @property
+    def label(self) -> str:
+        """The method as it was asked for: ``tome proportional_attention=false``."""
+        return f"{self.method} {self.options}".rstrip()
+
+
 @dataclass(frozen=True)
-class Row:
+class Row(OfMethod):
     """One method at one schedule on one backbone. What is not known is None. Shares lie in 0..1, differences in -1..1.
 
     ``value`` is the accuracy or whatever ``metric`` names, over ``num_samples`` for each seed, of ``num_clusters`` videos where
@@ -86,16 +111,6 @@ class Row:
     num_seeds: int = 1
     seed_sd: float | None = None
     num_broken: int = 0
-
-    @property
-    def label(self) -> str:
-        """The method as it was asked for: ``tome proportional_attention=false``."""
-        return f"{self.method} {self.options}".rstrip()
-
-    @property
-    def group(self) -> tuple[str, str, str]:
-        """The rows that may be compared with this one have the same."""
-        return self.backbone, self.weights, self.data
 
 
 def rows(store: Store, *, every_metric: bool = False) -> list[Row]:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from tokred.analysis.figure import new_figure, panel_title, save_figure
 from tokred.analysis.look import looks, printable
-from tokred.analysis.rows import Row, grouped, rows_with_records
+from tokred.analysis.rows import OfMethod, Row, grouped, rows_with_records
 from tokred.analysis.traces import settings
 from tokred.record import Record, Store
 
@@ -28,7 +28,7 @@ MOST = 3  # panels of a backbone
 
 
 @dataclass(frozen=True)
-class Stair:
+class Stair(OfMethod):
     """One layer of one row. ``tokens_in`` reach it and ``tokens_out`` leave it, class token included; means over the samples
     where counts differ, with the standard deviation. ``drops_at``: where in the layer they go, 0 (start) to 1 (end)."""
 
@@ -44,14 +44,6 @@ class Stair:
     tokens_out: float
     tokens_sd: float | None = None
     drops_at: float = 0.5
-
-    @property
-    def group(self) -> tuple[str, str, str]:
-        return self.backbone, self.weights, self.data
-
-    @property
-    def label(self) -> str:
-        return f"{self.method} {self.options}".rstrip()
 
 
 def stairs(store: Store) -> list[Stair]:

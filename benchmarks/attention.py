@@ -13,12 +13,13 @@ layers (row entropy without bias, output with it) are those of ``benchmarks/vid_
 import argparse
 from collections.abc import Callable
 
+import arguments
 import torch
 
 from tokred import attention_map
 from tokred.attention import attend, plain
 from tokred.attention_map import in_chunks
-from tokred.timing import interleave, median_interval, synchronised
+from tokred.timing import block_on, interleave, ratio
 
 Runs = dict[str, Callable[[], object]]
 
@@ -60,22 +61,22 @@ def _with_chunks(size: int, q, k, v, options) -> Callable[[], object]:
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"tokens": 2352, "heads": 12, "channels": 64, "batch": 1, "threads": 1, "rounds": 30}.items():
+    for name, default in {"tokens": 2352, "heads": 12, "channels": 64, "batch": 1, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--chunks", type=int, nargs="*", default=[])
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=arguments.rounds, default=30)
+    parser.add_argument("--device", type=arguments.device, default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    all_runs = {name: synchronised(run, args.device) for name, run in runs(args).items()}
-    times = interleave(all_runs, rounds=args.rounds)
+    times = interleave(runs(args), rounds=args.rounds, block=block_on(args.device))
     print(
         f"{args.batch} x {args.tokens} tokens, {args.heads} heads of {args.channels}, {args.dtype} on {args.device}, "
         f"{args.threads} threads, torch {torch.__version__}; n = {args.rounds} rounds, 95 % intervals"
     )
     for name, of_run in times.items():
-        ratio, low, high = median_interval([a / b for a, b in zip(of_run, times["plain"], strict=True)])
-        print(f"{name:32} {ratio:6.3f} [{low:.3f}, {high:.3f}] of plain; fastest {min(of_run):.1f} ms")
+        middle, low, high = ratio(of_run, times["plain"])
+        print(f"{name:32} {middle:6.3f} [{low:.3f}, {high:.3f}] of plain; fastest {min(of_run):.1f} ms")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ SILENT = Console(quiet=True)
 def main(words: list[str]) -> None:
     numbers = [int(word) for word in words if word.isdigit()]
     more = [word for word in words if not word.isdigit()]
+    if len(numbers) > 2:
+        sys.exit(f"at most two numbers, of samples and of rounds; got {numbers}")
     num_samples, rounds = [*numbers, *[64, 5][len(numbers) :]]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {rounds} rounds, median [lowest, highest]")
     with tempfile.TemporaryDirectory() as folder:

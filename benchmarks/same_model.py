@@ -14,6 +14,7 @@ import os
 import statistics
 from dataclasses import astuple
 
+import arguments
 import torch
 
 import tokred
@@ -29,7 +30,7 @@ PLANTED = CALLS / FEWER
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=arguments.rounds, default=20)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

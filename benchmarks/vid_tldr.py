@@ -18,6 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import arguments
 import torch
 from torch import Tensor, nn
 
@@ -53,20 +54,24 @@ class Official(nn.Module):
         return self.model(clips_BTCHW.transpose(1, 2))[1].squeeze(1)
 
 
-@torch.inference_mode()
-def main() -> None:
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="umt_base_patch16_224", choices=SIZES)
     parser.add_argument("--r", type=int, nargs="+", default=[600, 200, 100])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=arguments.rounds, default=20)
+    parser.add_argument("--device", type=arguments.device, default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--mode", default="eager", choices=["eager", "compiled", "cuda_graph"])
-    parser.add_argument("--official", type=Path)
+    parser.add_argument("--official", type=arguments.clone_with("multi_modality/models/backbones/vit/vit.py"))
     parser.add_argument("--unreduced", action="store_true")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+@torch.inference_mode()
+def main() -> None:
+    args = options()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
@@ -75,7 +80,7 @@ def main() -> None:
     limit = tokred.reduce(video, "oracle_slice", r=args.r).eval()
     models: dict[str, nn.Module] = {"ours": ours, "limit": limit, "null": limit}
     if args.official:
-        official = Official(args.official.resolve(), args.backbone, args.r, video.state_dict())
+        official = Official(args.official, args.backbone, args.r, video.state_dict())
         models["official"] = official.eval().to(args.device, dtype)
     if args.unreduced:
         models["unreduced"] = video

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import arguments
 import timm
 import torch
 from torch import Tensor, nn
@@ -48,9 +49,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(AMOUNTS), choices=list(AMOUNTS))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--official", type=Path)
+    parser.add_argument("--rounds", type=arguments.rounds, default=20)
+    parser.add_argument("--official", type=arguments.clone_with("tome/patch/timm.py"))
     args = parser.parse_args()
+    if not timm.is_model(args.backbone):
+        parser.error(f"timm has no model {args.backbone}; timm.list_models() names them")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     vit = timm.create_model(args.backbone, pretrained=False).eval()
@@ -66,7 +69,7 @@ def compare(name: str, vit: nn.Module, args: argparse.Namespace) -> None:
     limit = tokred.reduce(vit, "oracle_slice", tokens=list(ours.schedule.tokens)).eval()
     models: dict[str, nn.Module] = {"ours": ours, "limit": limit, "null": limit, "unreduced": vit}
     if args.official and name == "tome":
-        models["official"] = official(args.official.resolve(), vit, AMOUNTS[name]["r"]).eval()
+        models["official"] = official(args.official, vit, AMOUNTS[name]["r"]).eval()
     size = ours.backbone.sample_shape
 
     def pictures() -> Tensor:

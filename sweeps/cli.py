@@ -189,6 +189,8 @@ def _profile(words: Sequence[str]) -> int:
     config = read_config(words)
     for path in config.plugins:
         load_file(path)
+    if config.out:
+        Path(config.out).mkdir(parents=True, exist_ok=True)  # else the error would come after minutes of work
     console, groups = _console(), []
     named = any(word.lstrip("+").startswith(("data=", "data.", "experiment=")) for word in words)
     with console.status("") as status:

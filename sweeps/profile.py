@@ -24,14 +24,14 @@ from tokred.sweeps.accuracy import Bench, reduced_model
 from tokred.sweeps.conditions import device_of
 from tokred.sweeps.config import SweepConfig
 from tokred.sweeps.plan import Cell, Group, build_backbone, build_task, make_plan
-from tokred.sweeps.speed import one_batch
+from tokred.sweeps.speed import first_line, one_batch
 from tokred.tasks.task import reason_of
 
 
 @dataclass(frozen=True)
 class ModelProfile:
-    """One model: where its time goes, and its speed-up ``by_macs`` and as ``measured`` (None: it was not). ``reason``: why there
-    is nothing else."""
+    """One model: where its time goes, and its speed-up ``by_macs`` and as ``measured`` (None: it was not), with a ``verdict`` on
+    that. ``reason``: why there is nothing else."""
 
     label: str
     status: str
@@ -40,11 +40,13 @@ class ModelProfile:
     num_input_tokens: int = 0
     by_macs: float | None = None
     measured: timing.Interval | None = None
+    verdict: str = ""
 
 
 @dataclass(frozen=True)
 class GroupProfile:
-    """The models of one backbone, the unreduced one first. ``null``: it against itself, and ``verdict`` on that."""
+    """The models of one backbone, the unreduced one first. ``null``: it against itself, and ``verdict`` on that; ``reason``: why
+    speed-ups were not measured."""
 
     backbone: str
     weights: str
@@ -54,6 +56,7 @@ class GroupProfile:
     models: tuple[ModelProfile, ...]
     null: timing.Interval | None = None
     verdict: str = ""
+    reason: str = ""
 
 
 class Noise(DataSource):
@@ -112,26 +115,33 @@ def _of_group(group: Group, config: SweepConfig, data: DataSource, on_model: Cal
     bench = Bench(group, backbone, build_task(config, data, backbone), samples, config, Store("."))  # nothing is stored
     inputs = one_batch(samples, backbone.sample_shape, _batch_size(config)).to(device)
     found: list[ModelProfile] = []
-    models: dict[str, nn.Module] = {NULL: backbone}
+    models: dict[str, nn.Module] = {}
     with autocast(device, config.precision):
         for cell in group.cells:
             on_model(cell.label)
             model, of_model = _of_cell(cell, bench, inputs)
             found.append(of_model)
-            if model is not None and cell is not group.cells[0]:
+            if model is not None:
                 models[cell.label] = model
         on_model("speed-up")
-        speedups = _speedups(models, inputs, config.timing.rounds) if len(models) > 1 and config.timing.rounds else {}
+        speedups, why_not = _speedups(backbone, models, group.cells[0].label, inputs, config.timing.rounds)
+    null = speedups.get(NULL)
     return GroupProfile(
         group.backbone,
         group.weights,
         data.name,
         len(inputs),
         device,
-        tuple(replace(of_model, measured=speedups.get(of_model.label)) for of_model in found),
-        speedups.get(NULL),
-        timing.control(speedups[NULL]) if speedups else "",
+        tuple(_judged(of_model, speedups.get(of_model.label), null) for of_model in found),
+        null,
+        "" if null is None else timing.control(null),
+        why_not,
     )
+
+
+def _judged(model: ModelProfile, measured: timing.Interval | None, null: timing.Interval | None) -> ModelProfile:
+    verdict = "" if measured is None or null is None else timing.verdict(measured, null)
+    return replace(model, measured=measured, verdict=verdict)
 
 
 def _of_cell(cell: Cell, bench: Bench, inputs: Tensor) -> tuple[ReducedModel | None, ModelProfile]:
@@ -142,20 +152,32 @@ def _of_cell(cell: Cell, bench: Bench, inputs: Tensor) -> tuple[ReducedModel | N
         return None, ModelProfile(cell.label, "refused", why)
     try:
         model, _ = reduced_model(cell, bench)
-        profile = profiled(model, inputs)
     except ValueError as error:
         return None, ModelProfile(cell.label, "refused", str(error))
+    except Exception as error:  # a plugin can raise anything; the other models go on
+        return None, ModelProfile(cell.label, "failed", reason_of(error))
+    try:
+        profile = profiled(model, inputs)
     except Exception as error:  # a plugin can raise anything; the other models go on
         return None, ModelProfile(cell.label, "failed", reason_of(error))
     by_macs = model.unreduced_cost().macs / model.cost(profile.tokens).macs  # of the tokens that ran, padding included
     return model, ModelProfile(cell.label, "done", "", profile, cell.schedule.num_input_tokens, by_macs)
 
 
-def _speedups(models: dict[str, nn.Module], inputs: Tensor, rounds: int) -> dict[str, timing.Interval]:
-    runs = {name: partial(model, inputs) for name, model in models.items()}
-    with torch.inference_mode():
-        found = timing.beside(runs[NULL], runs, rounds=rounds, block=timing.block_on(inputs.device.type))
-    return {name: times.speedup() for name, times in found.items()}
+def _speedups(
+    backbone: nn.Module, models: dict[str, nn.Module], unreduced: str, inputs: Tensor, rounds: int
+) -> tuple[dict[str, timing.Interval], str]:
+    """Beside the backbone, and of it against itself; or none, and why."""
+    if not rounds or unreduced not in models or len(models) < 2:
+        return {}, ""
+    runs = {NULL: partial(backbone, inputs)}
+    runs |= {name: partial(model, inputs) for name, model in models.items() if name != unreduced}
+    try:
+        with torch.inference_mode():
+            found = timing.beside(runs[NULL], runs, rounds=rounds, block=timing.block_on(inputs.device.type))
+    except Exception as error:  # in the middle of the rounds; where the time goes is known
+        return {}, first_line(error)
+    return {name: times.speedup() for name, times in found.items()}, ""
 
 
 def _batch_size(config: SweepConfig) -> int:

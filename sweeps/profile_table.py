@@ -43,6 +43,7 @@ class Line:
     speedup: float | None = None
     speedup_low: float | None = None
     speedup_high: float | None = None
+    verdict: str = ""
 
 
 def lines(group: GroupProfile) -> list[Line]:
@@ -63,14 +64,15 @@ def print_group(group: GroupProfile, console: Console) -> None:
         console.print(_table(_lines(group, model, model.profile)))
         _say(console, _adds_up(model.profile), style="")
     console.print()
-    console.print(_speedups(group))
+    if any(model.profile is not None for model in group.models[1:]):
+        console.print(_speedups(group))
     for note in _notes(group):
         _say(console, note, style="")
 
 
 def _adds_up(profile: Profile) -> str:
     whole, share = _form(profile.forward_ms)(profile.forward_ms), 100 * profile.sum_share
-    return f"Without a stopwatch {whole} ms; the parts add up to {share:.1f} % of it, in the same rounds."
+    return f"Without a stopwatch {whole} ms. In a round the parts add up to {share:.1f} % of that (the median of all rounds)."
 
 
 def _lines(group: GroupProfile, model: ModelProfile, profile: Profile) -> list[Line]:
@@ -96,6 +98,7 @@ def _lines(group: GroupProfile, model: ModelProfile, profile: Profile) -> list[L
         speedup=middle,
         speedup_low=low,
         speedup_high=high,
+        verdict=model.verdict,
     )
     first = line("embedding", {"embedding": profile.embedding_ms}, num_tokens_out=reaching[0])
     return [first, *of_layers, line("head", {"head": profile.head_ms}, num_tokens_in=reaching[-1]), whole]
@@ -113,7 +116,7 @@ def _table(found: Sequence[Line]) -> Table:
             table.add_section()
         times = [form(getattr(line, name)) if getattr(line, name) else "" for name in names]
         table.add_row("sum" if line is whole else line.layer, _tokens(line), *times)
-    table.add_row("%", "", *(f"{100 * getattr(whole, name) / whole.sum_ms:.1f}" for name in names))
+    table.add_row("% of sum", "", *(f"{100 * getattr(whole, name) / whole.sum_ms:.1f}" for name in names))
     return table
 
 
@@ -133,16 +136,19 @@ def _speedups(group: GroupProfile) -> Table:
         share, measured, without = model.profile.reduction_share, "", ""
         if model.measured is not None:
             middle, low, high = model.measured
-            measured, without = f"{middle:.2f} [{low:.2f}, {high:.2f}]", f"{middle / (1 - share):.2f}"
+            mark = "~" if model.verdict == "below resolution" else ""
+            measured, without = f"{mark}{middle:.2f} [{low:.2f}, {high:.2f}]", f"{middle / (1 - share):.2f}"
         table.add_row(Text(_name(model)), f"{model.by_macs:.2f}", measured, f"{100 * share:.1f}", without)
     return table
 
 
 def _notes(group: GroupProfile) -> list[str]:
     if group.null is None:
-        return ["Speed-up was not measured."]
+        return [f"Speed-up was not measured{group.reason and ': '}{group.reason}."]
     middle, low, high = group.null
+    below = any(model.verdict == "below resolution" for model in group.models)
     return [
+        *(["~: differs from 1 by no more than the unreduced model from itself, below resolution."] if below else []),
         "Reduction: statistics, matching and merging, in the sum of the parts. Without it: that share of the time taken off.",
         f"Timing: {group.verdict}; the unreduced model against itself comes out as {middle:.3f} [{low:.3f}, {high:.3f}].",
         "Milliseconds hold for their own table and moment; models are compared by their speed-ups.",

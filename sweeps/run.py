@@ -19,7 +19,7 @@ from tokred.sweeps.accuracy import Bench, finished_model, passes, run_pass
 from tokred.sweeps.conditions import device_of
 from tokred.sweeps.config import SweepConfig
 from tokred.sweeps.plan import Cell, Group, build_backbone, build_task
-from tokred.sweeps.speed import first_line, measure, open_measurements
+from tokred.sweeps.speed import measure, open_measurements
 from tokred.tasks.task import reason_of
 
 AS_IT_IS: Any = {"highlight": False, "markup": False, "soft_wrap": True}  # for the console: a name may hold brackets
@@ -77,10 +77,7 @@ def _run_group(
     progress.update(task, description=f"{title}: accuracy", completed=total)
     _trace(bench, progress, title)
     for measurement in open_measurements(group, config, store):
-        try:
-            store.add_timing(measure(measurement, bench, progress, title))
-        except Exception as error:  # in the middle of the rounds; the records are there
-            progress.console.print(f"{title}: speed was not measured: {first_line(error)}", **AS_IT_IS)
+        store.add_timing(measure(measurement, bench, progress, title))
 
 
 def _trace(bench: Bench, progress: Progress, title: str) -> None:

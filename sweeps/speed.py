@@ -57,19 +57,19 @@ def open_measurements(group: Group, config: SweepConfig, store: Store) -> list[M
 def measure(measurement: Measurement, bench: Bench, progress: Progress, title: str) -> Timing:
     """On one batch of the data."""
     config, device, started = bench.config, device_of(bench.config), _load()
-    models: dict[str, nn.Module] = {NULL: bench.backbone}
-    models |= {cell.key: finished_model(cell, bench) for cell in measurement.cells}
-    on_round = _announced(measurement, len(models), config.timing.rounds, progress, title)
+    names = [NULL, *(cell.key for cell in measurement.cells)]
+    on_round = _announced(measurement, len(names), config.timing.rounds, progress, title)
     try:
+        models: dict[str, nn.Module] = {NULL: bench.backbone}
+        models |= {cell.key: finished_model(cell, bench) for cell in measurement.cells}
         inputs = one_batch(bench.samples, bench.backbone.sample_shape, measurement.batch_size).to(device)
         with torch.inference_mode(), autocast(device, config.precision), _compiler(measurement.mode):
             ready, left_out = _made_ready(models, inputs, measurement, device)
             times = _timed(ready, config.timing.rounds, device, on_round) if ready else {}
             shares = {name: _reduction_share(models[name], inputs, measurement.mode) for name in times}
-    except RuntimeError as error:
-        if not ran_out(error):
-            raise
-        times, left_out = {}, _dropped(models, "a model")
+    except Exception as error:  # in the middle of the rounds, say; the records are there
+        said = f"speed was not measured: {first_line(error)}"
+        times, left_out = {}, _dropped(names, "a model") if ran_out(error) else dict.fromkeys(names, said)
     found = {name: _result(of_model, times[NULL], ready[name], shares[name]) for name, of_model in times.items()}
     return Timing(
         measurement.name,
@@ -144,7 +144,9 @@ def _made_ready_one(model: nn.Module, inputs: Tensor, mode: str, device: str) ->
     call()
     compile_s = time.perf_counter() - start if mode == "compiled" else None
     peak = peak_memory(call, device)
-    return _Ready(timing.graphed(call) if mode == "cuda_graph" else call, peak, compile_s)
+    if mode == "cuda_graph":  # the memory of the graphs captured before stays reserved, and says nothing of this one
+        return _Ready(timing.graphed(call), peak._replace(reserved_mib=None), compile_s)
+    return _Ready(call, peak, compile_s)
 
 
 @contextmanager

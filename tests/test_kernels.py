@@ -2,20 +2,16 @@
 
 import importlib.util
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.interpreted import interpret, run
 from tokred.attention_map import SUMS, in_chunks
 
-ROOT = Path(__file__).parents[1]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
-# TRITON_INTERPRET is read where triton is imported: so, another process. The interpreter takes seconds for a case.
+# The interpreter takes seconds for a case.
 INTERPRETED = """
 import sys
 import torch
@@ -48,16 +44,7 @@ ROUNDING = {
 
 
 def interpreted(dtype, num, heads, channels, names):
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, dtype, str(num), str(heads), str(channels), *names],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [line.split(";") for line in done.stdout.splitlines()]
+    return [line.split(";") for line in interpret(INTERPRETED, dtype, str(num), str(heads), str(channels), *names)]
 
 
 @needs_triton
@@ -82,6 +69,28 @@ def test_interpreted_kernels_give_what_the_map_gives(dtype, num, heads, channels
         assert float(out) < ROUNDING[dtype]
         assert max(float(entropy), float(received)) < 2e-6  # float32 sums, and logits of a few units in exp2
         assert same == "True"
+
+
+WIDE = """
+import torch
+from tests.test_attention_map import SCALE, dense
+from tokred.attention_map import _by_kernel
+
+q, k, v = torch.randn(3, 1, 1, 40, 16, generator=torch.Generator().manual_seed(0)).half()
+k[:, :, 0] = 30.0  # ahead of all others for some queries
+for bias, biased in ((12.0, True), (12.0, False), (-20.0, True), (-20.0, False), (-torch.inf, True)):
+    bias_BN = torch.full((1, 40), bias if bias > -torch.inf else 0.0)
+    bias_BN[0, 0] = bias
+    out_BNHD, *sums = _by_kernel(q, k, v, SCALE, bias_BN, None, biased, True, True)
+    expected = dense(q, k, v, bias_BN=bias_BN, valid_BN=None, biased=biased)
+    pairs = zip((out_BNHD.transpose(1, 2), *sums), expected, strict=True)
+    print(max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs))
+"""
+
+
+@needs_triton
+def test_a_bias_of_any_size_keeps_the_kernels_in_the_range_of_half_precision():
+    assert all(float(line) < 2**-9 for line in interpret(WIDE))
 
 
 COMPILED = """
@@ -116,22 +125,13 @@ for kernel, own, sizes in (
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(("dtype", "channels"), [("fp16", 128), ("bf16", 80), ("fp32", 64)])
 def test_kernels_compile_for_ampere_and_hopper_and_fit_their_memory(dtype, channels, capability):
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED, dtype, str(channels), str(capability)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert all(int(shared) <= 99 * 1024 for shared in done.stdout.split())  # of a block, on the smallest of them (8.6)
+    lines = run(COMPILED, dtype, str(channels), str(capability))
+    assert all(int(shared) <= 99 * 1024 for shared in lines)  # of a block, on the smallest of them (8.6)
 
 
 def test_triton_is_not_imported_without_a_gpu():
     code = "import tokred, sys; tokred.list_methods(); print('tokred.kernels' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert run(code) == ["False"]
 
 
 # On a GPU

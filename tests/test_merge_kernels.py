@@ -1,15 +1,12 @@
 """The kernels of merging: in Triton's interpreter and, where there is a GPU, on it, against the plain operations."""
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+from tests.interpreted import interpret
+
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -41,11 +38,11 @@ def joined(num_even, num_tokens, r, sort, device):
     assert torch.equal(found_BN.cpu(), matching.join(order_BA, partner_BA, r, num_tokens, sort=sort))
 
 
-def merged_rows(num, num_groups, dtype, device):
+def merged_rows(num, num_groups, dtype, device, channels=80):
     from tokred.merge_kernels import merged_rows
 
     generator = torch.Generator().manual_seed(num)
-    x_BNC = torch.randn(2, num, 80, generator=generator).to(dtype)
+    x_BNC = torch.randn(2, num, channels, generator=generator).to(dtype)
     group_BN = torch.randint(-1, num_groups - 1, (2, num), generator=generator)  # the last group is empty
     weight_BN, mass_BN = torch.rand(2, 2, num, generator=generator)
     given = (value.to(device) for value in (x_BNC, group_BN, weight_BN, mass_BN))
@@ -64,10 +61,11 @@ CASES = {
     "joined in order of place": lambda device: joined(51, 101, 20, True, device),
     "joined by falling similarity": lambda device: joined(50, 100, 50, False, device),
     "one joined": lambda device: joined(5, 9, 1, True, device),
+    "none joined": lambda device: joined(5, 9, 0, True, device),
     "merged": lambda device: merged_rows(101, 40, torch.float16, device),
     "merged in float32": lambda device: merged_rows(7, 3, torch.float32, device),
+    "merged, of more channels than a block": lambda device: merged_rows(7, 3, torch.float32, device, channels=1100),
 }
-# TRITON_INTERPRET is read where triton is imported: so, another process.
 INTERPRETED = """
 from tests.test_merge_kernels import CASES
 
@@ -78,15 +76,7 @@ for case in CASES.values():
 
 @needs_triton
 def test_interpreted_kernels_give_what_plain_operations_give():
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    interpret(INTERPRETED)
 
 
 @pytest.mark.gpu

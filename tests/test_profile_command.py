@@ -130,6 +130,28 @@ def test_a_method_that_raises_is_named_and_the_others_go_on(ran, tmp_path):
     assert "tome r 8, milliseconds" in out
 
 
+def test_a_method_whose_code_raises_a_value_error_failed_and_was_not_refused(ran, tmp_path):
+    (tmp_path / "raises.py").write_text(RAISES.replace("RuntimeError", "ValueError"))
+    code, out, _ = ran(*SMALL, "backbones=mini_mean", "methods=[raises,tome]", "plugins=raises.py", "timing.rounds=0")
+    assert code == 3 and "raises r 8: failed: out of luck" in out
+
+
+def test_what_fails_in_the_rounds_is_said_below_the_tables(ran, monkeypatch):
+    def fail(*arguments, **options):
+        raise MemoryError("no room left\nand a long trace")
+
+    monkeypatch.setattr(timing, "beside", fail)
+    code, out, _ = ran(*SMALL, "backbones=mini_mean", "methods=tome", "timing.rounds=20")
+    assert code == 0 and "tome r 8, milliseconds for the batch" in out
+    assert "Speed-up was not measured: no room left.\n" in out
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_anything_runs(ran, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, out, err = ran(*SMALL, "backbones=mini_mean", "methods=tome", "timing.rounds=0", "out=file/run")
+    assert code == 2 and out == "" and "file" in err
+
+
 @pytest.mark.parametrize("word", ["timing.batch_size=[1,2]", "timing.modes=compiled"])
 def test_a_profile_is_of_one_batch_size_and_eager(word, ran):
     code, _, error = ran(*SMALL, "backbones=mini_mean", "methods=tome", word)
@@ -198,8 +220,8 @@ def test_sums_and_shares_are_over_all_layers(printed):
     rows = printed[printed.index("tome r 20, ") :].splitlines()
     (total,) = [line for line in rows if line.startswith("sum")]
     assert total.split()[4:] == ["70.0", "30.0", "14.0", "6.0", "50.0", "200.0"]
-    (share,) = [line for line in rows if line.startswith("%")]
-    assert share.split()[1:] == ["35.0", "15.0", "7.0", "3.0", "25.0", "100.0"]
+    (share,) = [line for line in rows if line.startswith("% of sum")]
+    assert share.split()[3:] == ["35.0", "15.0", "7.0", "3.0", "25.0", "100.0"]
 
 
 def test_parts_that_a_model_has_not_are_left_out(printed):
@@ -213,7 +235,10 @@ def test_the_speedup_stands_beside_that_of_the_macs_and_that_without_the_reducti
 
 
 def test_the_notes_say_what_the_parts_add_up_to_and_whether_speeds_can_be_trusted(printed):
-    assert "Without a stopwatch 202.0 ms; the parts add up to 99.0 % of it, in the same rounds." in printed
+    assert (
+        "Without a stopwatch 202.0 ms. In a round the parts add up to 99.0 % of that (the median of all rounds)."
+        in printed
+    )
     assert "Timing: ok; the unreduced model against itself comes out as 1.010 [0.990, 1.020]." in printed
 
 

@@ -13,10 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokred
-from tokred import Assignment, Backbone, Method, Schedule
+from tokred import METHODS, Assignment, Backbone, Method, Schedule
 from tokred.reduced import ReducedModel, num_frames, reduce_inside
 from tokred.reduction import as_backbone, plan_schedule
-from tokred.testing import spread_, tiny_models
+from tokred.testing import Case, spread_, tiny_models
 
 MODELS = tiny_models()
 VIT = MODELS["class_token"]  # 17 tokens, 3 layers, 3 heads of 8 channels
@@ -37,6 +37,15 @@ def other_vit(kind: str) -> Backbone:
         for block in vit.blocks:
             block.attn = TimmAttention(24, 3, qkv_bias=True, gated=True)
     return spread_(as_backbone(vit))
+
+
+@pytest.mark.parametrize("name", tokred.list_methods())
+def test_an_empty_batch_comes_out_empty(name):
+    kind = "umt" if METHODS[name].needs_frames else "class_token"
+    case = Case(name, MODELS[kind], {}, kind)
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            assert case.reduced()(case.inputs[:0]).shape == (0, *MODELS[kind](case.inputs).shape[1:])
 
 
 def hf(kind: str) -> Backbone:

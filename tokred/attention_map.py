@@ -104,7 +104,7 @@ def in_chunks(
     B, H, N, _ = q_BHND.shape
     used_BN, seen_BN = _masks(bias_BN, valid_BN, biased)
     real_BN = _real(q_BHND, valid_BN)
-    together = B if isinstance(B, int) else 1  # a program for batches of any size has one way to cut
+    together = max(1, B) if isinstance(B, int) else 1  # a program for batches of any size has one way to cut
     chunk = N if "map" in statistics else max(16, _CHUNK_ELEMENTS.get(q_BHND.device.type, 2**22) // (together * H * N))
     outputs: list[Tensor] = []
     parts: dict[str, list[Tensor]] = {name: [] for name in statistics}

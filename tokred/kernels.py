@@ -40,13 +40,17 @@ def attend(
     where not wanted.
 
     ``bias_BN`` is added to the logits of each key; ``biased``: in the statistics, too. Padding, where not ``valid_BN``, gets and
-    gives nothing.
+    gives nothing. Where not ``biased`` one exponential serves both, in the range of the values' precision: biases are logs of
+    sizes, a few units apart; one that lies tens below all others takes its key's place in the maximum along, and output is lost.
     """
     if v_BHND is None:
         out_BNHD = q_BHND.new_empty(0)
     else:
         out_BNHD = v_BHND.new_empty(v_BHND.shape[0], v_BHND.shape[2], v_BHND.shape[1], v_BHND.shape[3])
-    bias_BN = None if bias_BN is None else bias_BN.float().contiguous()
+    if (
+        bias_BN is not None
+    ):  # a constant changes nothing in a softmax, and exp(bias) stays in the range of half precision
+        bias_BN = (bias_BN - bias_BN.amax(1, keepdim=True)).float().contiguous()
     valid_BN = None if valid_BN is None else valid_BN.float().contiguous()
     lse_BHN = _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, scale, bias_BN, valid_BN, biased)
     if not (entropy or received):
@@ -180,16 +184,17 @@ def _step(
         logits = tl.where(is_key[None, :], logits, float("-inf"))
     elif LAST:
         logits = tl.where((keys < N)[None, :], logits, float("-inf"))
-    new_most = tl.maximum(most, tl.max(logits, 1) * scale)
+    logits = logits * scale
+    if HAS_BIAS and BIASED:
+        logits += (tl.load(bias_of_sample + safe_keys) * LOG2_E)[None, :]
+    new_most = tl.maximum(most, tl.max(logits, 1))
     safe = new_most
-    if HAS_VALID:  # where all keys so far are padding: -inf - -inf is no number
+    if HAS_VALID or (
+        HAS_BIAS and BIASED
+    ):  # where all keys so far are padding or have no size: -inf - -inf is no number
         safe = tl.where(new_most == float("-inf"), 0.0, new_most)
     shrink = tl.exp2(most - safe)
-    if HAS_BIAS and BIASED:
-        bias = tl.load(bias_of_sample + safe_keys) * LOG2_E
-        p = tl.exp2(logits * scale + (bias[None, :] - safe[:, None]))
-    else:
-        p = tl.exp2(logits * scale - safe[:, None])
+    p = tl.exp2(logits - safe[:, None])
     total = total * shrink + tl.sum(p, 1)
     if HAS_BIAS and not BIASED:
         p = p * tl.exp2(tl.load(bias_of_sample + safe_keys) * LOG2_E)[None, :]

@@ -26,9 +26,12 @@ def peak_memory(call: Callable[[], object], device: str) -> Peak:
 def ran_out(error: BaseException) -> bool:
     """Whether memory was what was missing. On a CPU, and inside of CUDA's libraries, that is a RuntimeError like any other."""
     said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or (
+    if isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in said)
-    )
+    ):
+        return True
+    earlier = error.__cause__ or error.__context__  # the end of a capture can fail over what went wrong in it
+    return isinstance(error, RuntimeError) and isinstance(earlier, RuntimeError) and ran_out(earlier)
 
 
 def _on_cuda(call: Callable[[], object]) -> Peak:

@@ -24,7 +24,7 @@ Run = Callable[[], object]
 Interval = tuple[float, float, float]  # median, low, high
 
 MIN_BLOCK_MS = 20.0  # shorter blocks are repeated: below it, timer and scheduler show
-WARM_UP_S, WARM_UP_CALLS = 0.5, 3
+WARM_UP_S, WARM_UP_CALLS, MOST_WARM_UP_CALLS = 0.5, 3, 100_000
 RESOLUTION = 0.03  # half the width of the null control's interval on a machine that is quiet enough
 DIGITS = 5  # of the times that are kept; timers and machines give no more
 
@@ -128,7 +128,7 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Milliseconds of each run in each of ``rounds`` rounds; every round calls all of them, in seeded random order.
 
-    With ``cpu_block`` a run must return when it is done (on CUDA: synchronise). ``rounds`` is fixed in advance, at least 20.
+    On CUDA give ``cuda_block``. ``rounds`` is fixed in advance, at least 20.
     """
     _check(rounds)
     repeats = {name: _warm_up(run, block) for name, run in runs.items()}
@@ -155,8 +155,8 @@ def median_interval(values: list[float]) -> Interval:
 
 
 def resolution(null: Interval) -> float:
-    """How far the speed-up of the unreduced model over itself may lie from 1."""
-    return max(abs(end - 1) for end in null)
+    """How far from 1 the speed-up of the unreduced model over itself may lie, as a factor up or down, less 1."""
+    return max(max(end, 1 / end) for end in null) - 1
 
 
 def control(null: Interval) -> str:
@@ -167,19 +167,8 @@ def control(null: Interval) -> str:
 
 def verdict(speedup: Interval, null: Interval) -> str:
     """ "below resolution" for a difference no larger than the null control shows, else whether that is "ok" or "noisy"."""
-    return "below resolution" if abs(speedup[0] - 1) <= resolution(null) else control(null)
-
-
-def synchronised(call: Run, device: str) -> Run:
-    """``call``, returning only when the device is done."""
-    if device != "cuda":
-        return call
-
-    def run() -> None:
-        call()
-        torch.cuda.synchronize()
-
-    return run
+    factor = max(speedup[0], 1 / speedup[0])
+    return "below resolution" if factor - 1 <= resolution(null) else control(null)
 
 
 def graphed(call: Run) -> Run:
@@ -253,7 +242,7 @@ def _lower_rank(n: int) -> int:
 def _warm_up(run: Run, block: Callable[[Run, int], Block]) -> int:
     """Calls until warm; returns how many calls make a block."""
     spent_ms, calls, last = 0.0, 0, math.inf
-    while calls < WARM_UP_CALLS or spent_ms < WARM_UP_S * 1e3:
+    while calls < WARM_UP_CALLS or (spent_ms < WARM_UP_S * 1e3 and calls < MOST_WARM_UP_CALLS):
         wall_ms = block(run, 1).wall_ms
         spent_ms, calls, last = spent_ms + wall_ms, calls + 1, min(last, wall_ms)
-    return max(1, math.ceil(MIN_BLOCK_MS / last))
+    return max(1, math.ceil(MIN_BLOCK_MS / max(last, 1e-3)))  # a coarse clock reads 0

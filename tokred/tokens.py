@@ -161,7 +161,7 @@ class Tokens:
 
     def trimmed(self) -> "Tokens":
         """Without the padding that no sample of the batch needs. Waits for the device: how much that is is in the values."""
-        if self.valid_BN is None:
+        if self.valid_BN is None or not len(self.x_BNC):
             return self
         least, most = torch.stack([self.num_real().amin(), self.num_real().amax()]).tolist()
         return replace(
@@ -248,7 +248,8 @@ def _merged(
     x_BNC: Tensor, group_BN: Tensor, weight_BN: Tensor, mass_BN: Tensor, num_groups: int, normalize: bool
 ) -> tuple[Tensor, Tensor]:
     """The weighted sums of groups (B, K, C), ``normalize``: means, and their masses (B, K)."""
-    if normalize and not _wants_gradient(x_BNC, weight_BN, mass_BN) and runs_kernels(x_BNC):
+    atomics = not torch.are_deterministic_algorithms_enabled()  # their order is not the same each time
+    if normalize and atomics and not _wants_gradient(x_BNC, weight_BN, mass_BN) and runs_kernels(x_BNC):
         from tokred.merge_kernels import DTYPES, merged_rows  # here, since it imports triton
 
         if x_BNC.dtype in DTYPES:

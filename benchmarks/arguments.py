@@ -1,0 +1,30 @@
+"""What the benchmarks' options must hold, said in one line where they do not."""
+
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def clone_with(file: str) -> Callable[[str], Path]:
+    """A folder that has this file."""
+
+    def path(text: str) -> Path:
+        if not (Path(text) / file).is_file():
+            raise ArgumentTypeError(f"must be a clone of the official code, with {file} in it; got {text}")
+        return Path(text).resolve()
+
+    return path
+
+
+def rounds(text: str) -> int:
+    if not text.isdigit() or int(text) < 20:
+        raise ArgumentTypeError(f"an interval needs at least 20 rounds; got {text}")
+    return int(text)
+
+
+def device(text: str) -> str:
+    if text not in ("cpu", "cuda") or (text == "cuda" and not torch.cuda.is_available()):
+        raise ArgumentTypeError(f"must be cpu, or cuda where there is a GPU; got {text}")
+    return text
