@@ -83,7 +83,7 @@ class Timing:
 
     ``models``: key -> the model; ``NULL`` is the unreduced model itself, whose verdict is "ok" or "noisy". ``left_out``:
     key -> why it was not timed; out of memory in one model leaves all out, and ``models`` is empty. The order of each round
-    was drawn from ``seed``. ``resolution``: how far the speed-up of the unreduced model over itself may lie from 1.
+    was drawn from ``seed``. ``resolution``: how far from 1 the unreduced model's speed-up over itself may lie, up or down.
     """
 
     name: str
