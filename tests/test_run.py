@@ -451,7 +451,7 @@ def test_a_timing_holds_what_it_takes_to_compute_it_anew(quick, weights, tmp_pat
         ratios = sorted(b / t for b, t in zip(model.unreduced_ms, model.times_ms))
         assert model.speedup == [(ratios[9] + ratios[10]) / 2, ratios[5], ratios[14]]
         assert model.verdict == (timing.control(null) if key == NULL else timing.verdict(model.speedup, null))
-    assert found.resolution == max(abs(end - 1) for end in null)
+    assert found.resolution == max(max(end, 1 / end) for end in null) - 1
 
 
 def test_a_timing_takes_a_kilobyte_for_a_model_at_most(quick, weights, tmp_path):

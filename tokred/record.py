@@ -209,7 +209,7 @@ def _first_timing(times_ms: dict, speedup: dict, verdict: str, unreduced: str, n
         (NULL if key == null else key): Timed(times_ms.get(key, []), base, [], [], [], ratio, None, verdict)
         for key, ratio in speedup.items()
     }
-    resolution = max(abs(end - 1) for end in speedup[null]) if null in speedup else None
+    resolution = max(max(end, 1 / end) for end in speedup[null]) - 1 if null in speedup else None
     return Timing(**content, mode="eager", seed=0, models=models, resolution=resolution, schema=1)
 
 
