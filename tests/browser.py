@@ -66,7 +66,7 @@ class Browser:
         self.wait(f"document.readyState === 'complete' && location.href === {json.dumps(path.as_uri())} && ({ready})")
 
     def resize(self, width: int, height: int = 900) -> None:
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
 
     def evaluate(self, expression: str) -> Any:
         found = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)

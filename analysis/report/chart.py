@@ -97,7 +97,8 @@ def scripts() -> str:
 
 def _spec(points: Sequence[Point], cost: str, given: dict[tuple[str, str], Look]) -> dict[str, Any]:
     metric = plain(next((point.metric for point in points), "accuracy"))
-    x = altair.X("x:Q", title=TITLES[cost], scale=altair.Scale(zero=False, padding=24))
+    axis = altair.Axis(tickCount=6, labelFlush=False)
+    x = altair.X("x:Q", title=TITLES[cost], axis=axis, scale=altair.Scale(zero=False, padding=24))
     y = altair.Y("y:Q", title=f"{metric}, % (higher is better)", scale=altair.Scale(zero=False, padding=12))
     shown = altair.Chart().transform_filter("indexof(hidden, datum.label) < 0")
     aside, faint = altair.expr("datum.aside"), {"opacity": 0.55, "strokeWidth": 1.2}

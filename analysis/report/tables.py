@@ -69,12 +69,13 @@ def results_table(rows: Sequence[Row]) -> Table:
     done = [row for row in rows if row.status == "done"]
     metrics = " or ".join(dict.fromkeys(row.metric for row in done)) or "value"
     shown = [_of_row(COLUMNS[name].title.format(metric=metrics), name) for name in with_content(done)]
-    several = len({row.group for row in rows}) > 1
-    places = [Column(part, _field(part)) for part in ("backbone", "weights", "data")] if several else []
+    parts = {part: list(dict.fromkeys(getattr(row, part) for row in rows)) for part in ("backbone", "weights", "data")}
+    places = [Column(part, _field(part)) for part, names in parts.items() if len(names) > 1]
+    constant = ", ".join(f"{part} {names[0]}" for part, names in parts.items() if len(names) == 1)
     n = Column("n", lambda row: "" if row.num_samples is None else f"{row.num_samples:,}", lambda row: row.num_samples)
     caption = (
-        f"All cells: {metrics}, difference to the unreduced model on the same samples, cost and measured speed-up; in brackets "
-        "95 % intervals."
+        f"All cells{f' ({constant})' if constant else ''}: {metrics}, difference to the unreduced model on the same samples, cost and measured speed-up; in brackets "
+        "95 % intervals of n samples."
     )
     return table("results", caption, [*places, *shown, n, Column("status", _status)], rows)
 
