@@ -59,14 +59,19 @@ class Browser:
     def open(self, path: Path, *, width: int = 1400, dark: bool = False, ready: str = "true") -> None:
         """Waits until the expression ``ready`` holds."""
         self.resize(width)
-        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.send(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         self.complaints.clear()
         self.requests.clear()
         self.send("Page.navigate", url=path.as_uri())
         self.wait(f"document.readyState === 'complete' && location.href === {json.dumps(path.as_uri())} && ({ready})")
 
     def resize(self, width: int, height: int = 900) -> None:
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
 
     def evaluate(self, expression: str) -> Any:
         found = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
-
 from tests.records import add_retrieval, full_run, new_run
 from tokred.record import Store
 
@@ -98,7 +97,22 @@ class Page(HTMLParser):
     """``elements`` of a page; ``texts``: of each element that holds a sentence its text, a row of a table as its cells by heading
     apart in ``rows``. What only explains how to read (class explains) is in ``explained``."""
 
-    BLOCKS = ("p", "li", "caption", "dt", "dd", "h1", "h2", "h3", "figcaption", "summary", "legend", "label", "th", "td")
+    BLOCKS = (
+        "p",
+        "li",
+        "caption",
+        "dt",
+        "dd",
+        "h1",
+        "h2",
+        "h3",
+        "figcaption",
+        "summary",
+        "legend",
+        "label",
+        "th",
+        "td",
+    )
     VOID = ("meta", "link", "img", "input", "br", "path")
 
     def __init__(self, text: str):
@@ -178,5 +192,3 @@ def strings_in(data: str) -> Iterator[str]:
             waiting += [*one, *one.values()]
         elif isinstance(one, list):
             waiting += one
-
-

@@ -106,7 +106,7 @@ def test_the_page_shows_both_speedups_and_every_change(two):
     assert path.name == "report-against-a.html"
     assert any(one.get("speed-up before, x [95 %]", "").startswith("1.50") for one in page.rows)
     assert any(one.get("speed-up after, x [95 %]", "").startswith("1.80") for one in page.rows)
-    (row,) = [one for one in page.rows if one["cell"].startswith("tome") and "finding" in one]
+    (row,) = [one for one in page.rows if one.get("cell", "").startswith("tome") and "finding" in one]
     assert (row["finding"], row["samples"], row["n"], row["comparisons"]) == ("lower", "paired", "400", "3")
 
 
@@ -123,7 +123,9 @@ def test_the_command_writes_where_it_is_told(two, tmp_path, capsys):
 
 def test_a_folder_that_is_no_run_is_one_line(two, tmp_path, capsys):
     assert main(["report", str(two[0].folder), str(tmp_path / "no")]) == 2
-    assert capsys.readouterr().err == f"error: a report needs the folder of a run; there is no folder {tmp_path / 'no'}\n"
+    assert (
+        capsys.readouterr().err == f"error: a report needs the folder of a run; there is no folder {tmp_path / 'no'}\n"
+    )
 
 
 def test_predictions_that_are_gone_leave_two_independent_shares(two, tmp_path):

@@ -148,6 +148,11 @@ def test_figures_are_drawn_in_a_folder_that_is_named(name, story):
     assert f"runs/{story.folder.name}/figures" in story.finished.out
 
 
+def test_the_report_is_written_and_named_last(story):
+    assert story.finished.out.splitlines()[-1] == f"report: runs/{story.folder.name}/report.html"
+    assert (story.folder / "report.html").stat().st_size > 500_000
+
+
 def test_nothing_is_said_on_the_error_stream(story):
     assert story.finished.err == story.repeated.err == ""
 

@@ -127,7 +127,9 @@ def test_every_cell_is_a_row_of_the_table(run):
 
 def test_what_could_not_be_compared_stands_with_its_reason(tmp_path):
     write_report(RUNS["apart"](tmp_path), [])
-    (text,) = [one for one in page_of(tmp_path / "report.html").texts if one.startswith("tome and vid_tldr on mini_cls:")]
+    (text,) = [
+        one for one in page_of(tmp_path / "report.html").texts if one.startswith("tome and vid_tldr on mini_cls:")
+    ]
     assert "at least 50 % are needed" in text
 
 
@@ -180,9 +182,17 @@ def elements(store):
 def test_no_name_becomes_a_part_of_the_page(hostile):
     found = elements(hostile)
     assert [one for one in found if any(name.startswith("on") for name in one.attributes)] == []
-    assert [one.attributes["src"] for one in found if one.tag == "img" and not one.attributes["src"].startswith("data:")] == []
-    assert [one.attributes for one in found if one.tag == "script"] == [{"type": "application/json", "id": "chart-data"}, {}, {}]
-    assert [one.attributes["href"] for one in found if one.tag == "a" and not one.attributes["href"].startswith("#")] == []
+    assert [
+        one.attributes["src"] for one in found if one.tag == "img" and not one.attributes["src"].startswith("data:")
+    ] == []
+    assert [one.attributes for one in found if one.tag == "script"] == [
+        {"type": "application/json", "id": "chart-data"},
+        {},
+        {},
+    ]
+    assert [
+        one.attributes["href"] for one in found if one.tag == "a" and not one.attributes["href"].startswith("#")
+    ] == []
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -236,7 +246,9 @@ def test_no_cell_of_a_csv_begins_as_a_formula(hostile):
     write_csv(rows(hostile), hostile.folder / "results.csv")
     for path in [hostile.folder / "results.csv", *(hostile.folder / "figures").glob("*.csv")]:
         cells = [cell for line in csv.reader(io.StringIO(path.read_text())) for cell in line]
-        assert [cell for cell in cells if cell[:1] in "=+-@\uff1d" and cell and not re.fullmatch(r"-[\d.e-]+", cell)] == []
+        assert [
+            cell for cell in cells if cell[:1] in "=+-@\uff1d" and cell and not re.fullmatch(r"-[\d.e-]+", cell)
+        ] == []
 
 
 def test_no_name_becomes_an_element_of_an_svg(hostile):
@@ -262,7 +274,9 @@ def test_the_page_allows_its_own_scripts_and_nothing_from_elsewhere(run):
     (policy,) = [one.attributes["content"] for one in page.elements if one.attributes.get("http-equiv")]
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-")
     assert "unsafe-eval" not in policy and "http" not in policy
-    named = [value for one in page.elements for name, value in one.attributes.items() if name in ("src", "href", "action")]
+    named = [
+        value for one in page.elements for name, value in one.attributes.items() if name in ("src", "href", "action")
+    ]
     assert [value for value in named if not value.startswith(("#", "data:"))] == []
 
 
@@ -279,7 +293,11 @@ def test_headings_rise_by_one_and_every_table_has_a_caption_and_scopes(run):
 def test_the_same_run_makes_the_same_bytes(tmp_path):
     store = RUNS["differing"](tmp_path / "a" / "run")
     shutil.copytree(store.folder, tmp_path / "b" / "run")
-    names = ["report.html", "report.md", *(f"tables/{name}.{kind}" for name in ("results", "claims") for kind in ("md", "tex"))]
+    names = [
+        "report.html",
+        "report.md",
+        *(f"tables/{name}.{kind}" for name in ("results", "claims") for kind in ("md", "tex")),
+    ]
     written = []
     for folder in (tmp_path / "a" / "run", tmp_path / "b" / "run"):
         write_report(Store(folder), [])
@@ -326,5 +344,3 @@ def test_a_report_is_json_safe_where_a_value_is_missing(tmp_path):
     """No NaN in the data of the chart: browsers refuse it."""
     write_report(RUNS["retrieval"](tmp_path), [])
     assert json.loads(page_of(tmp_path / "report.html").data, parse_constant=lambda one: pytest.fail(one))
-
-

@@ -82,7 +82,9 @@ def chart_of(rows: Sequence[Row]) -> Chart | None:
         own = {cost: [point for point in points[cost] if point.group == group] for cost in axes}
         specs = {cost: _spec(some, cost, given) for cost, some in own.items() if some}
         panels.append({"title": ", ".join(group), "specs": specs})
-    entries = [Entry(f"{method} {options}".rstrip(), look) for (method, options), look in given.items() if method != "none"]
+    entries = [
+        Entry(f"{method} {options}".rstrip(), look) for (method, options), look in given.items() if method != "none"
+    ]
     return Chart(entries, panels, axes)
 
 

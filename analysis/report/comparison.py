@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
+from tokred.analysis.columns import percent, ratio
 from tokred.analysis.report.between import Between, Change, between
 from tokred.analysis.report.content import counted
 from tokred.analysis.report.page import render
 from tokred.analysis.report.tables import Column, Table, interval, table
-from tokred.analysis.columns import percent, ratio
 from tokred.analysis.rows import Row, write_whole
 from tokred.record import Store
 
@@ -71,11 +71,15 @@ def _changes(found: Between) -> Table:
         Column("metric", lambda one: one.after.metric),
         Column(f"{before}, %", lambda one: _percent(one.before), lambda one: one.before.value),
         Column(f"{after}, %", lambda one: _percent(one.after), lambda one: one.after.value),
-        Column("difference, points [95 %]", lambda one: "" if one.value is None else interval(one), lambda one: one.value),
+        Column(
+            "difference, points [95 %]", lambda one: "" if one.value is None else interval(one), lambda one: one.value
+        ),
         Column("finding", _finding),
         Column("samples", lambda one: "" if one.value is None else "paired" if one.is_paired else "unpaired"),
         Column("n", lambda one: f"{one.num_samples:,}" if one.num_samples else "", lambda one: one.num_samples),
-        Column("changed", lambda one: "" if one.num_changed is None else str(one.num_changed), lambda one: one.num_changed),
+        Column(
+            "changed", lambda one: "" if one.num_changed is None else str(one.num_changed), lambda one: one.num_changed
+        ),
         Column("p", lambda one: "" if one.value is None else f"{one.p:.2g}", lambda one: one.p),
         Column("comparisons", lambda one: str(one.num_comparisons or ""), lambda one: one.num_comparisons),
         Column("MACs before, %", lambda one: _share(one.before), lambda one: one.before.gmacs_share),
@@ -172,7 +176,11 @@ def _share(row: Row) -> str:
 def _speed(row: Row) -> str:
     if row.speedup is None:
         return ""
-    ends = "" if row.speedup_low is None or row.speedup_high is None else f" [{ratio(row.speedup_low)}, {ratio(row.speedup_high)}]"
+    ends = (
+        ""
+        if row.speedup_low is None or row.speedup_high is None
+        else f" [{ratio(row.speedup_low)}, {ratio(row.speedup_high)}]"
+    )
     return f"{ratio(row.speedup)}{ends}"
 
 

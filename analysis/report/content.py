@@ -2,11 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tokred.analysis.claims import Claim, Unclaimed, claims
-from tokred.analysis.curves import Curve, identity_of, readable_curves
+from tokred.analysis.curves import Curve, readable_curves
 from tokred.analysis.notes import failures
 from tokred.analysis.rows import Row, grouped, names_of, plain, rows
 from tokred.analysis.speeds import Speed, speeds
@@ -124,7 +123,9 @@ def conditions_of(records: Sequence[Record]) -> dict[str, list[str]]:
             if value is not None:
                 said.setdefault(plain(name), {})[plain(str(value))] = None
     conditions = {name: list(values) for name, values in said.items()}
-    finished = sorted(plain(str(record.conditions["finished"])) for record in records if "finished" in record.conditions)
+    finished = sorted(
+        plain(str(record.conditions["finished"])) for record in records if "finished" in record.conditions
+    )
     if finished:
         conditions["finished"] = [f"{finished[0]} to {finished[-1]}" if finished[0] != finished[-1] else finished[0]]
     return conditions
