@@ -89,8 +89,8 @@ def curves(store: Store, metric: str | None = None) -> list[Curve]:
 
 
 def readable_curves(store: Store) -> tuple[list[Curve], list[str]]:
-    """Those of the backbones whose records allow it, and of the others why they do not. Of the headline metric, or where that is a
-    mean of others of the first that has samples."""
+    """Those of the backbones whose records allow it, and of the others why they do not. Of the headline metric; where that is a
+    mean of others, of the first that has samples."""
     done = [record for record in store.planned() if record.status == "done"]
     found: list[Curve] = []
     problems = []

@@ -243,7 +243,7 @@ def _report(words: Sequence[str]) -> int:
             f"{' '.join(words) or 'nothing'}"
         )
     stores = [Store(folder) for folder in folders]
-    path = write_report(stores[0]) if len(stores) == 1 else write_comparison(*stores, *out)
+    path = write_report(stores[0]) if len(stores) == 1 else write_comparison(stores[0], stores[1], *out)
     _say(_console(), f"report: {path}")
     return 0
 

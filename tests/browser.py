@@ -21,7 +21,7 @@ class Browser:
     def __init__(self, folder: Path):
         words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         words += [f"--user-data-dir={folder}", "--remote-debugging-port=0", "--remote-allow-origins=*", "about:blank"]
-        self.process = subprocess.Popen([CHROMIUM, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([str(CHROMIUM), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             self.socket = websocket.create_connection(_page_of(_port(folder / "DevToolsActivePort")), timeout=60)
         except BaseException:

@@ -176,6 +176,7 @@ def add_retrieval(run: Run, method: str, *, share: float = 1.0, seed: int = 0) -
     }
     key = run.add(method, share=share)
     record = run.store.get(key)
+    assert record is not None
     metrics: dict[str, Any] = {}
     for name, index, ranks, at in (("T2V R@1", "index", "text_rank", 1), ("V2T R@5", "video_index", "video_rank", 5)):
         right, total = int((arrays[ranks] < at).sum()), len(arrays[ranks])

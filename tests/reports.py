@@ -36,6 +36,7 @@ def hostile_run(folder: Path) -> Store:
         run.add("evit", share=0.5, options={"fuse": name}, status="failed", reason=name, **place)
     run.add(HOSTILE["formula"], accuracy=0.8, share=0.7, **place)
     record = run.store.get(first)
+    assert record is not None
     broken = [[name, name] for name in HOSTILE.values()]
     about = {"identity": {"data": HOSTILE["script"]}, "broken": broken, "metric": "accuracy"}
     run.store.add(replace(record, result=record.result | about, conditions={HOSTILE["markup"]: HOSTILE["script"]}))

@@ -1,4 +1,4 @@
-"""What changed between two runs: cells of the one alone, and of those in both the difference, paired where the samples are the same.
+"""What changed between two runs: cells of the one alone; of those in both the difference, paired where the samples are the same.
 
 All differences of a report are one family, with Holm's correction. A speed-up belongs to its run's machine and moment: the two
 are put side by side and not subtracted.
@@ -127,7 +127,8 @@ def _one_sided(here: dict[str, Cell], there: dict[str, Cell]) -> list[tuple[Row,
 
 def _differing(before: dict[str, list[str]], after: dict[str, list[str]]) -> list[tuple[str, str, str]]:
     names = dict.fromkeys([*before, *after])
-    said = [(name, *(", ".join(some.get(name, ["not recorded"])) for some in (before, after))) for name in names]
+    missing = ["not recorded"]
+    said = [(name, ", ".join(before.get(name, missing)), ", ".join(after.get(name, missing))) for name in names]
     return [one for one in said if one[1] != one[2]]
 
 

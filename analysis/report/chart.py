@@ -1,8 +1,8 @@
 """The interactive Pareto chart: what the pointer is on is told, methods can be hidden, and the x axis is one of two.
 
-Altair writes the specification, vl-convert brings the scripts that draw it. A method has the colour and the marker that it has in
-all figures (``tokred.analysis.look``). The choice of methods lies outside the chart, in a list of checkboxes that is its legend: it
-sets the signal ``hidden``.
+Altair writes the specification, vl-convert brings the scripts that draw it. A method has the colour and the marker that it has
+in all figures (``tokred.analysis.look``). The choice of methods lies outside the chart, in a list of checkboxes that is its
+legend: it sets the signal ``hidden``.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from tokred.analysis.pareto import FRONT_COLOUR, SAME_COST, Point, over_gmacs, o
 from tokred.analysis.rows import Row, grouped, plain
 
 HEIGHT, AREA = 340, 90  # pixels, and of a marker square pixels
+FAINT = 0.55  # of intervals
 STEP, MOST_ASIDE = 9.0, 60.0  # pixels between markers of equal cost, and of all of them together
 TITLES = {"gmacs": "GMACs per sample (lower is better)", "speedup": "measured speed-up (higher is better)"}
 TOLD = ("method", "schedule", "value", "difference", "gmacs", "share", "speedup")  # of COLUMNS
@@ -85,7 +86,7 @@ def chart_of(rows: Sequence[Row]) -> Chart | None:
     entries = [
         Entry(f"{method} {options}".rstrip(), look) for (method, options), look in given.items() if method != "none"
     ]
-    return Chart(entries, panels, axes)
+    return Chart(sorted(entries, key=lambda entry: entry.label), panels, axes)
 
 
 @cache
@@ -103,14 +104,18 @@ def _spec(points: Sequence[Point], cost: str, given: dict[tuple[str, str], Look]
     x = altair.X("x:Q", title=TITLES[cost], axis=axis, scale=altair.Scale(zero=False, padding=24))
     y = altair.Y("y:Q", title=f"{metric}, % (higher is better)", scale=altair.Scale(zero=False, padding=12))
     shown = altair.Chart().transform_filter("indexof(hidden, datum.label) < 0")
-    aside, faint = altair.expr("datum.aside"), {"opacity": 0.55, "strokeWidth": 1.2}
+    aside = altair.expr("datum.aside")
     bars = shown.encode(x=x, stroke=altair.Stroke("colour:N", scale=None))
     layers = [
         altair.Chart(altair.Data(values=_front(points, cost)))
         .mark_line(interpolate="step-after" if cost == "gmacs" else "step-before", stroke=_grey(), strokeWidth=1.5)
         .encode(x=x, y=y),
-        bars.mark_rule(xOffset=aside, **faint).encode(y=altair.Y("y_low:Q"), y2="y_high:Q"),
-        *([bars.mark_rule(**faint).encode(x="x_low:Q", x2="x_high:Q", y=y)] if cost == "speedup" else []),
+        bars.mark_rule(xOffset=aside, opacity=FAINT, strokeWidth=1.2).encode(y=altair.Y("y_low:Q"), y2="y_high:Q"),
+        *(
+            [bars.mark_rule(opacity=FAINT, strokeWidth=1.2).encode(x="x_low:Q", x2="x_high:Q", y=y)]
+            if cost == "speedup"
+            else []
+        ),
         shown.mark_point(size=AREA, opacity=1, strokeWidth=1.5, xOffset=aside).encode(
             x=x,
             y=y,

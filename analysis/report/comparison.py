@@ -48,29 +48,29 @@ def _sentences(found: Between) -> list[str]:
     both = f"{counted(len(found.changes), 'cell')} done in both runs, {len(compared)} compared"
     unpaired = sum(not change.is_paired for change in compared)
     same = sum(change.num_changed == 0 for change in compared)
-    smallest = max((change.smallest for change in compared if not change.is_detected), default=None)
-    said = [
-        f"{both}{f', {unpaired} of them unpaired' if unpaired else ''}.",
-        f"Detectable difference, after Holm's correction: {detected} of {len(compared)}."
-        if compared
-        else "No cell could be compared.",
-        f"Not one sample changed in {counted(same, 'cell')}." if same else "",
-        f"Of the others a difference of {100 * smallest:.2f} points would have been detected (smallest detectable, at the "
-        "cell where it is largest)."
-        if smallest is not None
-        else "",
-        f"Done before and not after: {len(found.lost)}. Done after and not before: {len(found.gained)}.",
-    ]
-    return [line for line in said if line]
+    others = [change for change in compared if not change.is_detected and change.num_changed != 0]
+    smallest = max((change.smallest for change in others), default=None)
+    said = [f"{both}{f', {unpaired} of them unpaired' if unpaired else ''}."]
+    if compared:
+        said.append(f"Detectable difference, after Holm's correction: {detected} of {len(compared)}.")
+    else:
+        said.append("No cell could be compared.")
+    if same:
+        said.append(f"Not one sample changed in {counted(same, 'cell')}.")
+    if smallest is not None:
+        said.append(
+            f"Where none was detected though samples changed, a difference of {100 * smallest:.2f} points would have been "
+            "(smallest detectable, at the cell where it is largest)."
+        )
+    return [*said, f"Done before and not after: {len(found.lost)}. Done after and not before: {len(found.gained)}."]
 
 
 def _changes(found: Between) -> Table:
-    before, after = "before", "after"
     columns = [
         *_names(),
         Column("metric", lambda one: one.after.metric),
-        Column(f"{before}, %", lambda one: _percent(one.before), lambda one: one.before.value),
-        Column(f"{after}, %", lambda one: _percent(one.after), lambda one: one.after.value),
+        Column("before, %", lambda one: _percent(one.before), lambda one: one.before.value),
+        Column("after, %", lambda one: _percent(one.after), lambda one: one.after.value),
         Column(
             "difference, points [95 %]", lambda one: "" if one.value is None else interval(one), lambda one: one.value
         ),
@@ -86,8 +86,8 @@ def _changes(found: Between) -> Table:
         Column("MACs after, %", lambda one: _share(one.after), lambda one: one.after.gmacs_share),
     ]
     caption = (
-        "Cells of both runs: the second minus the first. p is adjusted by Holm's correction for the number of comparisons; changed: "
-        "how many samples one run has right and the other wrong."
+        "Cells of both runs: the second minus the first. p is adjusted by Holm's correction for the number of comparisons; "
+        "changed: how many samples one run has right and the other wrong."
     )
     return table("changes", caption, columns, found.changes)
 
@@ -102,8 +102,8 @@ def _speeds(found: Between) -> Table:
         Column("measured after", lambda one: _measured(one.after)),
     ]
     caption = (
-        "Speed-ups side by side, each to the unreduced model of its own run. They are of two measurements, in the conditions that "
-        "are listed below where they differ, and are not subtracted."
+        "Speed-ups side by side, each to the unreduced model of its own run. They are of two measurements, in the conditions "
+        "that are listed below where they differ, and are not subtracted."
     )
     return table("speeds", caption, columns, timed)
 

@@ -52,7 +52,10 @@ def content_of(store: Store) -> Content:
     return Content(
         name_of(store),
         *(rows(store), rows(store, every_metric=True), speeds(store)),
-        *(found, left_out, problems, _warnings(some)),
+        found,
+        left_out,
+        problems,
+        _warnings(some),
         conditions_of(records),
         _broken(records),
     )
@@ -101,7 +104,7 @@ def verdict(content: Content) -> str:
 
 def not_compared(content: Content) -> list[str]:
     """Each pair with its reason; and what was not compared at all."""
-    pairs = [f"{one.first} and {one.second} on {one.backbone}: {one.reason}" for one in content.unclaimed]
+    pairs = [f"{one.backbone}: {one.reason}" for one in content.unclaimed]
     return [plain(line) for line in [*content.problems, *pairs]]
 
 

@@ -1,4 +1,4 @@
-"""Tables as Markdown and as LaTeX (booktabs), with every text taken as text: a name cannot become a command, a link or a column."""
+"""Tables as Markdown and as LaTeX (booktabs), every text as text: a name cannot become a command, a link or a column."""
 
 import re
 

@@ -74,8 +74,8 @@ def results_table(rows: Sequence[Row]) -> Table:
     constant = ", ".join(f"{part} {names[0]}" for part, names in parts.items() if len(names) == 1)
     n = Column("n", lambda row: "" if row.num_samples is None else f"{row.num_samples:,}", lambda row: row.num_samples)
     caption = (
-        f"All cells{f' ({constant})' if constant else ''}: {metrics}, difference to the unreduced model on the same samples, cost and measured speed-up; in brackets "
-        "95 % intervals of n samples."
+        f"All cells{f' ({constant})' if constant else ''}: {metrics}, difference to the unreduced model on the "
+        "same samples, cost and measured speed-up; in brackets 95 % intervals of n samples."
     )
     return table("results", caption, [*places, *shown, n, Column("status", _status)], rows)
 
@@ -131,7 +131,8 @@ def speeds_table(speeds: Sequence[Speed]) -> Table:
         Column("peak MiB", lambda one: _known("{:.0f}".format, one.peak_mib), lambda one: one.peak_mib),
         Column("not timed because", _field("reason")),
     ]
-    caption = "Ratios of time to the unreduced model in the same rounds; of method none the unreduced model beside itself, the control."
+    caption = "Ratios of time to the unreduced model in the same rounds; of method none the unreduced model beside itself, which is "
+        "the control."
     return table("speeds", caption, shown, speeds)
 
 

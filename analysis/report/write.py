@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tokred.analysis.figures import Drawn, draw_all
 from tokred.analysis.notes import not_timed, reading, timing_notes
@@ -60,7 +61,7 @@ def _page(content: Content, tables: dict[str, Table], drawn: Sequence[Drawn]) ->
     return render("report.html", said, scripts=(scripts(),) if chart else ())
 
 
-def _said(content: Content) -> dict[str, object]:
+def _said(content: Content) -> dict[str, Any]:
     differing = [claim.sentence() for claim in content.differing]
     return {
         "name": content.name,
@@ -80,16 +81,16 @@ def _said(content: Content) -> dict[str, object]:
 def _markdown(content: Content, tables: dict[str, Table]) -> str:
     said = _said(content)
     parts = {
-        "Differences": [*said["differing"], *said["more"]],  # type: ignore[misc]
+        "Differences": [*said["differing"], *said["more"]],
         "No detectable difference": said["alike"],
         "Not compared": said["not_compared"],
         "Cells without a result": said["without_result"],
         "To be read with care": said["warnings"],
     }
-    lines = [f"# Report: {markdown_text(content.name)}", "", *_items([*said["opening"], said["verdict"]])]  # type: ignore[misc]
+    lines = [f"# Report: {markdown_text(content.name)}", "", *_items([*said["opening"], said["verdict"]])]
     for title, texts in parts.items():
         if texts:
-            lines += [f"\n## {title}\n", *_items(texts)]  # type: ignore[arg-type]
+            lines += [f"\n## {title}\n", *_items(texts)]
     for title, name, notes in (
         ("Results", "results", said["reading"]),
         ("All metrics", "metrics", []),
@@ -99,7 +100,7 @@ def _markdown(content: Content, tables: dict[str, Table]) -> str:
         ("Conditions", "conditions", []),
     ):
         if name in tables:
-            lines += [f"\n## {title}\n", markdown(tables[name]), *_items(notes)]  # type: ignore[arg-type]
+            lines += [f"\n## {title}\n", markdown(tables[name]), *_items(notes)]
     return "\n".join(lines) + "\n"
 
 
