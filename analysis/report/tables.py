@@ -131,8 +131,10 @@ def speeds_table(speeds: Sequence[Speed]) -> Table:
         Column("peak MiB", lambda one: _known("{:.0f}".format, one.peak_mib), lambda one: one.peak_mib),
         Column("not timed because", _field("reason")),
     ]
-    caption = "Ratios of time to the unreduced model in the same rounds; of method none the unreduced model beside itself, which is "
+    caption = (
+        "Ratios of time to the unreduced model in the same rounds; of method none the unreduced model beside itself, which is "
         "the control."
+    )
     return table("speeds", caption, shown, speeds)
 
 
