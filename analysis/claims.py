@@ -68,7 +68,8 @@ class Claim(Difference):
         budgets = f"at {low:.0f} %" if low == high else f"over {low:.0f} to {high:.0f} %"
         clusters = f" of {self.num_clusters:,} videos" if self.num_clusters else ""
         seeds = f", {self.num_seeds} seeds" if self.num_seeds > 1 else ""
-        of = f", Holm over {self.num_comparisons} comparisons" if self.num_comparisons > 1 else ""
+        alone = self.num_comparisons == 1
+        of = ", the only comparison" if alone else f", Holm over {self.num_comparisons} comparisons"
         partly = f"; only {100 * self.overlap:.0f} % of their budgets are shared" if self.is_partial else ""
         return (
             f"({budgets} of the unreduced MACs; n = {self.num_samples:,}{clusters}{seeds}; "

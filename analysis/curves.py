@@ -88,10 +88,31 @@ def curves(store: Store, metric: str | None = None) -> list[Curve]:
     return [curve for group in grouped(done, place_of) for curve in _of_group(group, store, metric)]
 
 
+def readable_curves(store: Store) -> tuple[list[Curve], list[str]]:
+    """Those of the backbones whose records allow it, and of the others why they do not. Of the headline metric; where that is a
+    mean of others, of the first that has samples."""
+    done = [record for record in store.planned() if record.status == "done"]
+    found: list[Curve] = []
+    problems = []
+    for group in grouped(done, place_of):
+        try:
+            found += _of_group(group, store, _with_samples(group[0]))
+        except ValueError as error:
+            problems.append(f"{names_of(group[0].cell)['backbone']}: {error}")
+    return found, problems
+
+
 def on_shared_samples(some: Sequence[Curve]) -> list[Curve]:
     """The curves cut to the samples that all of them have: for curves of several run folders."""
     shared = reduce(np.intersect1d, [curve.index_N for curve in some])
     return [_cut(curve, np.searchsorted(curve.index_N, shared)) for curve in some]
+
+
+def identity_of(record: Record) -> dict[str, str]:
+    """What must be the same before two results are compared, by name. Records from before digests were written are told apart by
+    their cell: what they name and not what was in it."""
+    digests = record.result.get("identity") or {"what their cells name": place_of(record)}
+    return {name: str(value) for name, value in digests.items() if name != "weights"}
 
 
 def reaches(curve: Curve, budget: float) -> bool:
@@ -187,10 +208,16 @@ def _of_group(group: list[Record], store: Store, metric: str | None) -> list[Cur
                 method=_method(about),
                 metric=name,
                 gmacs_unreduced=records[0].result["gmacs_unreduced"],
-                identity=_identity(records[0]),
+                identity=identity_of(records[0]),
             )
         )
     return _told_apart(made, [_kind(records[0]) for records in grouped(group, _kind)])
+
+
+def _with_samples(record: Record) -> str:
+    """The first metric that has samples of its own."""
+    metrics = record.result.get("metrics") or {}
+    return next((name for name, how in metrics.items() if "num_samples" in how), record.result["metric"])
 
 
 def _check_metric(record: Record, name: str) -> None:
@@ -234,12 +261,6 @@ def _configurations(
     if not seeds:
         raise ValueError(f"no seed of {records[0].cell['method']} was run at all of its budgets; run the sweep again")
     return np.array(shares), np.stack([right_RN[[by_share[share][seed] for share in shares]] for seed in seeds])
-
-
-def _identity(record: Record) -> dict[str, str]:
-    """Records from before digests were written are told apart by their cell: what they name and not what was in it."""
-    digests = record.result.get("identity") or {"what their cells name": place_of(record)}
-    return {name: str(value) for name, value in digests.items() if name != "weights"}
 
 
 def _told_apart(made: list[Curve], kinds: list[str]) -> list[Curve]:

@@ -358,5 +358,6 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list
 
 
 def _harmless(value: Any) -> Any:
-    """A spreadsheet runs a text that begins with one of these as a formula."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    """A spreadsheet runs a text that begins with one of these as a formula; some take their wide forms for them."""
+    begins = (*"=+-@\t\r\n", *"\uff1d\uff0b\uff0d\uff20")
+    return f"'{value}" if isinstance(value, str) and value.startswith(begins) else value

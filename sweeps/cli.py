@@ -20,6 +20,8 @@ from tokred.registry import BACKBONES, METHODS, Registry, load_file
 USAGE = """\
 usage: tokred sweep [KEY=VALUE ...]   compare methods: accuracy, MACs, speed   (in a clone: python sweep.py [KEY=VALUE ...])
        tokred profile [KEY=VALUE ...] where the time of each model goes, by layer and part
+       tokred report RUN              the report of a run folder again: report.html, report.md, tables for papers
+       tokred report RUN_A RUN_B      what changed from the one to the other   [out=FILE.html]
        tokred list [PATTERN]          methods and backbones, a line each
        tokred list --markdown         the methods in full, as docs/methods.md
        tokred power n=N discordant=D  the smallest difference that N samples will show, where methods disagree on a share D
@@ -104,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return sweep(words[1:])
     if words[:1] == ["profile"]:
         return profile(words[1:])
+    if words[:1] == ["report"]:
+        return _guarded(lambda: _report(words[1:]), stopped="stopped")
     if words[:1] == ["list"]:
         return _guarded(lambda: _list(words[1:]))
     if words[:1] == ["power"]:
@@ -206,6 +210,7 @@ def _profile(words: Sequence[str]) -> int:
 
 def _show(store, console: Console) -> None:
     from tokred.analysis.figures import draw_all
+    from tokred.analysis.report import write_report
     from tokred.analysis.rows import rows, write_csv
     from tokred.analysis.speeds import speeds
     from tokred.analysis.table import print_left_out, print_metrics, print_table
@@ -224,6 +229,25 @@ def _show(store, console: Console) -> None:
     _say(console, "written: " + ", ".join(str(path) for path in written))
     if drawn:
         _say(console, f"figures: {len(drawn)} in {drawn[0].svg.parent}, each as svg, png and the csv that was drawn")
+    if any(row.status == "done" for row in found):
+        _say(console, f"report: {write_report(store, drawn)}")
+
+
+def _report(words: Sequence[str]) -> int:
+    from tokred.analysis.report import write_comparison, write_report
+    from tokred.record import Store
+
+    out = [word.partition("=")[2] for word in words if word.startswith("out=")]
+    folders = [word for word in words if not word.startswith("out=")]
+    if not 1 <= len(folders) <= 2 or len(out) > 1 or (out and (len(folders) == 1 or not out[0])):
+        raise ValueError(
+            "tokred report takes one run folder, or two and out=FILE for what changed between them; got "
+            f"{' '.join(words) or 'nothing'}"
+        )
+    stores = [Store(folder) for folder in folders]
+    path = write_report(stores[0]) if len(stores) == 1 else write_comparison(stores[0], stores[1], *out)
+    _say(_console(), f"report: {path}")
+    return 0
 
 
 def _name_broken(store, console: Console, most: int = 10) -> None:

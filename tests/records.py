@@ -1,7 +1,7 @@
 """A made-up run folder: cells whose predictions come from a seeded generator, for the tests of the analysis."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,31 @@ def full_run(folder: Path) -> Run:
         )
     run.add("evit", share=0.1, status="failed", reason="RuntimeError: \x1b[31mout of memory\n  at layer 3")
     return run
+
+
+def add_retrieval(run: Run, method: str, *, share: float = 1.0, seed: int = 0) -> dict[str, np.ndarray]:
+    """A cell of 60 texts of 20 videos, with ranks both ways; the better, the larger its share."""
+    draw = np.random.RandomState(seed)
+    arrays = {
+        "index": np.arange(60),
+        "cluster": np.arange(60) // 3,
+        "text_rank": draw.geometric(0.5 * share, size=60) - 1,
+        "prediction": np.arange(60) // 3,
+        "video_index": np.arange(20),
+        "video_rank": draw.geometric(0.6 * share, size=20) - 1,
+    }
+    key = run.add(method, share=share)
+    record = run.store.get(key)
+    assert record is not None
+    metrics: dict[str, Any] = {}
+    for name, index, ranks, at in (("T2V R@1", "index", "text_rank", 1), ("V2T R@5", "video_index", "video_rank", 5)):
+        right, total = int((arrays[ranks] < at).sum()), len(arrays[ranks])
+        how = {"index": index, "ranks": ranks, "at": at}
+        metrics[name] = how | {"num_samples": total, "num_correct": right, "value": right / total}
+    headline = {"metric": "T2V R@1", **{part: metrics["T2V R@1"][part] for part in ("num_samples", "num_correct")}}
+    metrics |= {"mean R": {"value": 0.5 * share}, "ITC T2V R@1": metrics["T2V R@1"]}
+    run.store.add(replace(record, result=record.result | headline | {"metrics": metrics}), arrays)
+    return arrays
 
 
 def made_curve(

@@ -148,6 +148,11 @@ def test_figures_are_drawn_in_a_folder_that_is_named(name, story):
     assert f"runs/{story.folder.name}/figures" in story.finished.out
 
 
+def test_the_report_is_written_and_named_last(story):
+    assert story.finished.out.splitlines()[-1] == f"report: runs/{story.folder.name}/report.html"
+    assert (story.folder / "report.html").stat().st_size > 500_000
+
+
 def test_nothing_is_said_on_the_error_stream(story):
     assert story.finished.err == story.repeated.err == ""
 
@@ -174,8 +179,10 @@ def test_several_shapes_or_layers_are_drawn_as_a_heat_map(axis, tmp_path):
         "traces=0",
     ]
     assert sweep([*words, axis, "budget=0.8", f"out={tmp_path / 'run'}"]) == 0
-    assert all((tmp_path / "run" / "figures" / f"heatmap-mini_mean.{kind}").is_file() for kind in ("png", "svg"))
-    assert len((tmp_path / "run" / "figures" / "heatmap-mini_mean.csv").read_text().splitlines()) == 3
+    figures = tmp_path / "run" / "figures"
+    assert str(figures) in capsys.readouterr().out
+    assert all((figures / f"heatmap-mini_mean.{kind}").is_file() for kind in ("png", "svg"))
+    assert len((figures / "heatmap-mini_mean.csv").read_text().splitlines()) == 3
 
 
 def test_an_unreadable_record_is_one_line_that_names_it(tmp_path, capsys):

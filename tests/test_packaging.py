@@ -205,11 +205,12 @@ def test_the_sdist_has_no_links(sdist):
         assert not [member.name for member in archive if member.issym() or member.islnk()]
 
 
-def test_the_wheel_has_every_module_config_and_weight(wheel):
+def test_the_wheel_has_every_module_config_weight_and_template(wheel):
     held = {path.relative_to(wheel).as_posix() for path in (wheel / "tokred").rglob("*") if path.is_file()}
     wanted = [path for path in modules().values() if (path.parent / "__init__.py").exists()]
     wanted += (ROOT / "sweeps" / "conf").rglob("*.yaml")
     wanted += (ROOT / "backbones" / "weights").iterdir()
+    wanted += (ROOT / "analysis" / "report" / "templates").iterdir()
     names = {path.relative_to(ROOT).as_posix() for path in wanted}
     names = {name if name.startswith("tokred/") else f"tokred/{name}" for name in names}
     assert not names - held

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tests.records import NUM_SAMPLES, full_run, new_run
+from tests.records import NUM_SAMPLES, add_retrieval, full_run, new_run
 from tokred.analysis.rows import Row, rows, write_csv
 from tokred.analysis.speeds import speeds
 from tokred.analysis.statistics import accuracy_over_seeds
@@ -431,34 +431,10 @@ def test_records_of_one_cell_do_not_depend_on_the_order_of_its_keys(tmp_path):
 # Several metrics, and samples that share a video
 
 
-def retrieval(run, method, *, share=1.0, seed=0):
-    """A cell of 60 texts of 20 videos, with ranks both ways; the better, the larger its share."""
-    draw = np.random.RandomState(seed)
-    arrays = {
-        "index": np.arange(60),
-        "cluster": np.arange(60) // 3,
-        "text_rank": draw.geometric(0.5 * share, size=60) - 1,
-        "prediction": np.arange(60) // 3,
-        "video_index": np.arange(20),
-        "video_rank": draw.geometric(0.6 * share, size=20) - 1,
-    }
-    key = run.add(method, share=share)
-    record = run.store.get(key)
-    metrics = {}
-    for name, index, ranks, at in (("T2V R@1", "index", "text_rank", 1), ("V2T R@5", "video_index", "video_rank", 5)):
-        right, total = int((arrays[ranks] < at).sum()), len(arrays[ranks])
-        how = {"index": index, "ranks": ranks, "at": at}
-        metrics[name] = how | {"num_samples": total, "num_correct": right, "value": right / total}
-    headline = {"metric": "T2V R@1", **{part: metrics["T2V R@1"][part] for part in ("num_samples", "num_correct")}}
-    metrics |= {"mean R": {"value": 0.5 * share}, "ITC T2V R@1": metrics["T2V R@1"]}
-    run.store.add(replace(record, result=record.result | headline | {"metrics": metrics}), arrays)
-    return arrays
-
-
 @pytest.fixture
 def found(tmp_path):
     run = new_run(tmp_path)
-    arrays = retrieval(run, "none"), retrieval(run, "tome", share=0.6, seed=1)
+    arrays = add_retrieval(run, "none"), add_retrieval(run, "tome", share=0.6, seed=1)
     return rows(run.finish(), every_metric=True), arrays
 
 

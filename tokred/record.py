@@ -144,8 +144,14 @@ class Store:
         return self.cells / f"{key}.predictions.npz"
 
     def predictions(self, key: str) -> dict[str, np.ndarray]:
-        with np.load(self.predictions_path(key), allow_pickle=False) as arrays:
-            return dict(arrays)
+        """Raises ValueError where they cannot be read."""
+        path = self.predictions_path(key)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            what = f"{path} holds no readable predictions ({error})"
+            raise ValueError(f"{what}; delete its record and run the sweep again") from error
 
     def trace_path(self, key: str) -> Path:
         return self.cells / f"{key}.trace.npz"
