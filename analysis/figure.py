@@ -8,6 +8,9 @@ from typing import Any
 
 import matplotlib
 import seaborn
+from matplotlib.artist import Artist
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -28,6 +31,24 @@ def save_figure(draw: Callable[[], Figure], items: Sequence[Any], stem: Path) ->
         pictures = _rendered(draw())
     paths = [write_whole(stem.parent / f"{stem.name}.{kind}", picture) for kind, picture in pictures.items()]
     return [*paths, write_csv(items, stem.parent / f"{stem.name}.csv")]
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], *, note: str = "") -> None:
+    """Below the panels, in as many columns as the labels leave room for; ``note`` stands above it."""
+    columns = _legend_columns(handles, figure.get_figwidth())
+    named = {"title": note, "title_fontsize": 8} if note else {}
+    figure.legend(handles=handles, ncols=columns, loc="outside lower center", frameon=False, fontsize=9, **named)
+
+
+def legend_inches(handles: Sequence[Artist], width: float, *, note: str = "") -> float:
+    """How high ``legend_below`` is on a figure of ``width`` inches."""
+    num_rows = -(-len(handles) // _legend_columns(handles, width)) if handles else 0
+    return 0.15 + 0.19 * num_rows + 0.16 * (note.count("\n") + 1 if note else 0)
+
+
+def _legend_columns(handles: Sequence[Artist], width: float) -> int:
+    longest = max((len(str(handle.get_label())) for handle in handles), default=1)
+    return max(1, min(len(handles), int(72 * width / (5.2 * longest + 40))))
 
 
 def panel_title(group: tuple[str, ...], groups: Sequence[tuple[str, ...]]) -> str:
@@ -53,7 +74,9 @@ def _theme() -> dict:
 
 
 def _rendered(figure: Figure) -> dict[str, bytes]:
-    pictures = {"png": io.BytesIO(), "svg": io.BytesIO()}
-    for kind, file in pictures.items():
-        figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    return {kind: file.getvalue() for kind, file in pictures.items()}
+    """Laid out once and drawn twice; ``savefig`` would lay out twice and draw four times."""
+    png, svg = io.BytesIO(), io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png)
+    figure.set_layout_engine("none")  # everything stays where the first drawing put it
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+    return {"png": png.getvalue(), "svg": svg.getvalue()}

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -17,10 +17,11 @@ from matplotlib.colors import Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from tokred.analysis.claims import LEVEL, benjamini_hochberg
 from tokred.analysis.figure import file_stems, new_figure, panel_title, save_figure
 from tokred.analysis.look import ink, printable
 from tokred.analysis.rows import Row, grouped
-from tokred.analysis.statistics import least_detectable
+from tokred.analysis.statistics import least_detectable, p_of_interval
 
 COLOURS = "RdBu"  # of ColorBrewer, safe for the colour-blind: red loses, blue gains
 UNDETECTED = "0.88"
@@ -39,14 +40,23 @@ AMOUNTS = {
 class Square(Row):
     """A row with its place in the figure: ``where`` tokens go (layers, shape or both), and the ``amount``.
 
-    ``detected``: the 95 % interval of the difference to the unreduced model leaves out zero. Each square is judged alone: of 100
-    that lose nothing, about 5 are. ``smallest``: the true difference that 80 % of draws of as many samples would show.
+    ``p`` belongs to the interval of the difference to the unreduced model; ``adjusted_p`` is Benjamini and Hochberg's over the
+    ``num_judged`` squares of the backbone: of those ``detected``, at 5 % or less, one in twenty is expected to lose nothing. That
+    is for exploring. ``smallest``: the true difference that 80 % of draws of as many samples would show at 5 %.
     """
 
     where: str = ""
     amount: str = ""
     smallest: float | None = None
+    p: float | None = None
+    adjusted_p: float | None = None
+    num_judged: int = 0
     detected: bool = False
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the difference is one that so many samples need not have shown."""
+        return self.smallest is not None and abs(self.difference or 0.0) < self.smallest
 
     @property
     def mark(self) -> str:
@@ -107,7 +117,19 @@ def _of_group(group: Sequence[Row], wheres: Sequence[str]) -> list[Square]:
         for amount, where in product(amounts, wheres):
             row = found.get((amount, where)) or _not_asked(of_method[0], amount, where)
             made.append(_square(row, where, amount, group))
-    return made
+    return _judged(made)
+
+
+def _judged(made: Sequence[Square]) -> list[Square]:
+    """All squares of a backbone as one family."""
+    adjusted = iter(benjamini_hochberg([square.p for square in made if square.p is not None]))
+    num = sum(square.p is not None for square in made)
+    return [
+        square
+        if square.p is None
+        else replace(square, adjusted_p=(p := next(adjusted)), num_judged=num, detected=p <= LEVEL)
+        for square in made
+    ]
 
 
 def _square(row: Row, where: str, amount: str, group: Sequence[Row]) -> Square:
@@ -115,8 +137,11 @@ def _square(row: Row, where: str, amount: str, group: Sequence[Row]) -> Square:
     low, high = row.difference_low, row.difference_high
     if low is None or high is None:
         return Square(**asdict(row), **place)
-    smallest = least_detectable(low, high, row.num_clusters)
-    return Square(**asdict(row), **place, smallest=smallest, detected=not low <= 0 <= high)
+    judged = {
+        "smallest": least_detectable(low, high, row.num_clusters),
+        "p": p_of_interval(low, high, row.num_clusters),
+    }
+    return Square(**asdict(row), **place, **judged)
 
 
 def _not_asked(like: Row, amount: str, where: str) -> Row:
@@ -181,11 +206,11 @@ def _draw_square(ax: Axes, square: Square, column: int, row: int, largest: float
         text = f"{round(100 * square.difference, 1) + 0.0:+.1f}"  # + 0.0: no "-0.0"
         # white is no difference, and both sides reach equally far, so that a colour's depth means the same on both
         place = 0.5 + square.difference / (2 * largest)
-        face = colormaps[COLOURS](place) if square.detected else to_rgba(UNDETECTED)
+        face = colormaps[COLOURS](place) if square.detected and not square.is_small else to_rgba(UNDETECTED)
         hatch = None if square.detected else "////"
     ax.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor="white", hatch=hatch, linewidth=0))
     ax.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="0.75" if square.mark else "white", linewidth=1))
-    colour = ink(face) if square.detected else "0.3"
+    colour = ink(face) if square.detected and not square.is_small else "0.3"
     ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=colour, size="small")
 
 
@@ -245,8 +270,14 @@ def _key(some: Sequence[Square]) -> list[Patch]:
     """What squares without a colour mean, only those that are there; and how sure the others are."""
     handles = []
     if any(square.difference is not None and not square.detected for square in some):
-        said = "not told from zero: the 95 % interval of the paired difference holds it"
+        said = "hatched: not told from zero"
         handles.append(Patch(facecolor=UNDETECTED, edgecolor="white", hatch="////", label=said))
+    if any(square.detected and square.is_small for square in some):
+        said = "grey: told from zero, but below the smallest difference that is found at 80 % power"
+        handles.append(Patch(facecolor=UNDETECTED, edgecolor="white", label=said))
+    if num := max(square.num_judged for square in some):
+        said = f"exploratory: {num} squares, of those told from zero 5 % are expected to be false (Benjamini-Hochberg)"
+        handles.append(Patch(facecolor="none", edgecolor="none", label=said))
     counts = sorted({square.num_samples for square in some if square.num_samples})
     if counts:
         num = " to ".join(_in_order(f"{count:,}" for count in (counts[0], counts[-1])))
