@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ from tokred.analysis.compare import band
 from tokred.analysis.curves import SAME_COST, Curve
 from tokred.analysis.figure import legend_below, legend_inches, new_figure, panel_title, save_figure
 from tokred.analysis.look import Look, looks, named, printable
-from tokred.analysis.rows import grouped
+from tokred.analysis.rows import counted, grouped
 
 MOST = 4  # bands that can be told apart in one panel
 PANEL_INCHES, COLUMNS = (4.6, 3.3), 2
@@ -113,8 +114,11 @@ def _of_pair(curve: Curve, baseline: Curve, window: tuple[float, float]) -> list
         Along(
             *curve.group,
             *(curve.method, curve.label, baseline.label, curve.metric),
-            *(float(budget), float(budget * curve.gmacs_unreduced)),
-            *(float(part[place]) for part in (found.value_F, found.low_F, found.high_F)),
+            budget=float(budget),
+            gmacs=float(budget * curve.gmacs_unreduced),
+            value=float(found.value_F[place]),
+            low=float(found.low_F[place]),
+            high=float(found.high_F[place]),
             is_run=number in nearest,
             num_samples=curve.num_samples,
             num_clusters=curve.num_clusters,
@@ -161,8 +165,8 @@ def _figure(found: Sequence[Along], given: dict[tuple[str, str], Look]) -> Figur
     groups, panels = list(dict.fromkeys(one.group for one in found)), _panels(found)
     num_columns = min(COLUMNS, len(panels))
     num_rows, width = -(-len(panels) // num_columns), PANEL_INCHES[0] * num_columns
-    handles = _handles(found, given)
-    figure = new_figure(width, PANEL_INCHES[1] * num_rows + legend_inches(handles, width))
+    handles, note = _handles(found, given), _note(found)
+    figure = new_figure(width, PANEL_INCHES[1] * num_rows + legend_inches(handles, width, note=note))
     axes = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
     for panel, ax in zip(panels, axes, strict=False):
         draw_difference(panel, ax, given=given)
@@ -170,8 +174,13 @@ def _figure(found: Sequence[Along], given: dict[tuple[str, str], Look]) -> Figur
     for ax in axes[len(panels) :]:
         ax.remove()
     _same_limits(panels, axes)
-    legend_below(figure, handles)
+    legend_below(figure, handles, note=note)
     return figure
+
+
+def _note(found: Sequence[Along]) -> str:
+    samples = counted(one.num_samples for one in found)
+    return f"n = {samples} samples; bands: 95 %, for all budgets of a line at once; markers: where it was run"
 
 
 def _same_limits(panels: Sequence[Sequence[Along]], axes: Sequence[Axes]) -> None:
@@ -185,8 +194,8 @@ def _same_limits(panels: Sequence[Sequence[Along]], axes: Sequence[Axes]) -> Non
 
 def _handles(found: Sequence[Along], given: dict[tuple[str, str], Look]) -> list[Line2D]:
     styles, methods = _styles(found), {one.label: one.method for one in found}
-    return [
-        Line2D([], [], color=look.colour, marker=look.marker, linestyle=styles[label], label=printable(label))
-        for label, method in methods.items()
-        if (look := given[named(method)])
-    ]
+    handles = []
+    for label, method in methods.items():
+        look, style = given[named(method)], cast(Any, styles[label])
+        handles.append(Line2D([], [], color=look.colour, marker=look.marker, linestyle=style, label=printable(label)))
+    return handles

@@ -17,6 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from tokred.analysis.look import printable
 from tokred.analysis.rows import write_csv, write_whole
 
+NAME_LENGTH = 50  # of a file's name, which has 255 bytes at most: 4 a letter
 DPI = 200  # 9 inches are a README's 900 pixels wide at 100 an inch
 
 
@@ -36,7 +37,7 @@ def save_figure(draw: Callable[[], Figure], items: Sequence[Any], stem: Path) ->
 def legend_below(figure: Figure, handles: Sequence[Artist], *, note: str = "") -> None:
     """Below the panels, in as many columns as the labels leave room for; ``note`` stands above it."""
     columns = _legend_columns(handles, figure.get_figwidth())
-    named = {"title": note, "title_fontsize": 8} if note else {}
+    named: dict[str, Any] = {"title": note, "title_fontsize": 8} if note else {}
     figure.legend(handles=handles, ncols=columns, loc="outside lower center", frameon=False, fontsize=9, **named)
 
 
@@ -58,10 +59,10 @@ def panel_title(group: tuple[str, ...], groups: Sequence[tuple[str, ...]]) -> st
 
 
 def file_stems(name: str, groups: Sequence[tuple[str, ...]]) -> list[str]:
-    """``name-BACKBONE`` for each group; a number tells apart those of the same backbone."""
+    """``name-BACKBONE`` for each group, cut to what a file system takes; a number tells apart those that are the same."""
     stems: list[str] = []
     for group in groups:
-        stem = f"{name}-" + re.sub(r"[^\w.-]+", "-", group[0])
+        stem = f"{name}-" + re.sub(r"[^\w.-]+", "-", group[0])[:NAME_LENGTH]
         number = sum(one == stem or one.startswith(f"{stem}--") for one in stems)
         stems.append(f"{stem}--{number + 1}" if number else stem)
     return stems

@@ -1,7 +1,7 @@
 """All figures of a run, each with what to say of it: what the sweep's end, the report and the notebooks show."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tokred.analysis.kept import save_kept
 from tokred.analysis.pairwise import save_pairwise
 from tokred.analysis.pareto import save_pareto
 from tokred.analysis.performance import save_profile
-from tokred.analysis.rows import Row, grouped, rows
+from tokred.analysis.rows import Row, counted, grouped, rows
 from tokred.analysis.seeds import save_seeds
 from tokred.analysis.speeds import Speed, speeds
 from tokred.analysis.speedup import save_speed
@@ -33,41 +33,41 @@ _ABOUT = {  # by what a file's name begins with, in the order of a report
     ),
     "pareto_speedup": (
         "Accuracy and measured speed",
-        "Up and to the right is better. Upright bars are 95 % intervals of the accuracy, n = {samples}; level ones "
+        "Up and to the right is better. Upright bars are 95 % intervals of the accuracy, n = {samples} samples; level ones "
         "those of the median speed-up over {rounds} rounds.",
     ),
     "difference": (
         "Differences at equal compute, along all budgets",
         "Each line is a method minus the one named in its title, at the same MACs; above 0 is better. A band holds the "
-        "whole true line in 95 % of draws of the samples, each band by itself; n = {samples}.",
+        "whole true line in 95 % of draws of the samples, each band by itself; n = {samples} samples.",
     ),
     "forest": (
         "Differences at fixed budgets",
         "Each marker is a method minus the one named above its row of panels, at the same MACs; to the right is "
         "better. Bars are paired 95 % intervals, each alone; filled is what holds after Holm's correction over the "
-        "figure; n = {samples}.",
+        "figure; n = {samples} samples.",
     ),
     "pairwise": (
         "Every pair of methods at equal compute",
         "Above the diagonal the row's method minus the column's in points, the mean over the budgets that both reach; "
         "positive and blue: the row's is higher. A star: still there after Holm's correction over all pairs and "
-        "backbones. Below the diagonal the smallest difference that so many samples would have shown; n = {samples}.",
+        "backbones. Below the diagonal the smallest difference that so many samples would have shown; n = {samples} samples.",
     ),
     "performance": (
         "Over all backbones",
         "How many of the backbones a method loses no more than so much on; higher, and further to the right, is "
-        "better. Bands are 95 % intervals over draws of the samples of these backbones, n = {samples}; of other "
+        "better. Bands are 95 % intervals over draws of the samples of these backbones, n = {samples} samples; of other "
         "backbones they say nothing.",
     ),
     "seeds": (
         "Seeds of random methods",
         "Each marker is one seed; to the right is better. The bar is the 95 % interval of their mean over samples and "
-        "seeds, SD the standard deviation between seeds; n = {samples} for each.",
+        "seeds, SD the standard deviation between seeds; n = {samples} samples for each.",
     ),
     "variance": (
         "What the difference to the unreduced model comes from",
         "The share of the variance between configurations at equal MACs that goes with each factor, none of them "
-        "better or worse for being long. Bars are 95 % intervals over draws of the samples, n = {samples}.",
+        "better or worse for being long. Bars are 95 % intervals over draws of the samples, n = {samples} samples.",
     ),
     "speed": (
         "Measured speed-up and MACs",
@@ -78,33 +78,33 @@ _ABOUT = {  # by what a file's name begins with, in the order of a report
         "Layers and amounts",
         "The difference to the unreduced model in points by where and how much is reduced; higher (blue) is better. "
         "For exploring: coloured is what Benjamini and Hochberg's procedure tells from zero at 5 % and what is not "
-        "below the smallest detectable difference; n = {samples}.",
+        "below the smallest detectable difference; n = {samples} samples.",
     ),
     "staircase": (
         "Tokens by layer",
         "How many tokens reach and leave each layer; fewer is cheaper, and neither direction is better by itself. "
         "Bands hold methods of nearly the same staircase, and a standard deviation over the samples where counts "
-        "differ by sample (n = {samples}).",
+        "differ by sample (n = {samples} samples).",
     ),
     "agreement": (
         "Agreement of methods",
         "How much two methods agree, in %, on which tokens they keep and which they merge; 100 is the same choice, 0 "
-        "that of chance for the Rand index. Means over n = {traced}; intervals are in the csv.",
+        "that of chance for the Rand index. Means over n = {traced} samples; intervals are in the csv.",
     ),
     "likeness": (
         "Likeness to the unreduced model",
         "To the right the features are more like the unreduced model's, up its accuracy is kept; bars are 95 % "
-        "intervals, of the likeness over n = {traced}, of the accuracy over n = {samples}.",
+        "intervals, of the likeness over n = {traced} samples, of the accuracy over n = {samples} samples.",
     ),
     "foreground": (
         "Objects and background",
         "What share of the object's tokens (solid) and of the background's (dashed) is left after each layer; a solid "
-        "line above its dashed one keeps objects. Bands are 95 % intervals over n = {traced}.",
+        "line above its dashed one keeps objects. Bands are 95 % intervals over n = {traced} samples.",
     ),
     "overlays": (
         "What is kept, on frames",
         "The same clips for all methods, among them some that were lost or gained against the unreduced model; single "
-        "clips out of n = {samples}, which prove nothing by themselves.",
+        "clips out of n = {samples} samples, which prove nothing by themselves.",
     ),
 }
 
@@ -160,17 +160,12 @@ def _save_variances(some: Sequence[Curve], folder: Path) -> list[Path]:
 
 def _counts(store: Store, found: Sequence[Row], timed: Sequence[Speed]) -> dict[str, str]:
     """What a sentence says of n."""
-    return {
-        "samples": _counted({row.num_samples for row in found if row.num_samples}, "samples"),
-        "traced": _counted(_num_traced(store), "samples"),
-        "rounds": _counted({one.num_rounds for one in timed if one.num_rounds}, "").rstrip(),
+    known = {
+        "samples": {row.num_samples for row in found if row.num_samples},
+        "traced": _num_traced(store),
+        "rounds": {one.num_rounds for one in timed if one.num_rounds},
     }
-
-
-def _counted(counts: Iterable[int], of_what: str) -> str:
-    """``400 samples``, ``400 to 1,000 samples``."""
-    ends = sorted(counts)
-    return " to ".join(dict.fromkeys(f"{end:,}" for end in (ends[0], ends[-1]))) + f" {of_what}" if ends else ""
+    return {name: counted(counts) if counts else "unknown" for name, counts in known.items()}
 
 
 def _num_traced(store: Store) -> set[int]:

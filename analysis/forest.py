@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,7 +20,7 @@ from tokred.analysis.curves import Curve, reaches
 from tokred.analysis.difference import against_first
 from tokred.analysis.figure import legend_below, legend_inches, new_figure, panel_title, save_figure
 from tokred.analysis.look import Look, looks, named, printable
-from tokred.analysis.rows import grouped
+from tokred.analysis.rows import counted, grouped
 
 BUDGETS = (0.9, 0.75, 0.5)  # shares of the unreduced MACs
 COLUMN_INCHES, LINE_INCHES, AROUND_INCHES = 2.5, 0.24, 1.0
@@ -78,7 +79,7 @@ def draw_forest(
     ax.xaxis.set_major_formatter(lambda share, _: f"{round(100 * share, 2):g}")
     ax.grid(visible=False, axis="y")
     ax.tick_params(axis="y", length=0)
-    ax.set_title(f"at {100 * panel[0].budget:g} % of the MACs", size=9)
+    ax.set_title(f"at {100 * panel[0].budget:g} % of the MACs", size=9, loc="left")
     return ax
 
 
@@ -91,10 +92,8 @@ def save_forest(some: Sequence[Curve], folder: str | Path, budgets: Sequence[flo
 
 
 def _slice(curve: Curve, baseline: Curve, budget: float) -> Slice:
-    about = Slice(
-        *curve.group,
-        *(curve.method, curve.label, baseline.label, curve.metric, budget, curve.num_samples, curve.num_clusters),
-    )
+    names = (*curve.group, curve.method, curve.label, baseline.label, curve.metric)
+    about = Slice(*names, budget, curve.num_samples, curve.num_clusters)
     found = difference_at(curve, baseline, budget)
     if found is None:
         return replace(
@@ -135,28 +134,27 @@ def _figure(found: Sequence[Slice], given: Mapping[tuple[str, str], Look]) -> Fi
     handles, note = _handles(), _note(found)
     figure = new_figure(width, sum(heights) + legend_inches(handles, width, note=note) + 0.2)
     panels = figure.subplots(
-        len(groups), len(budgets), squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights}
+        len(groups), len(budgets), squeeze=False, sharex="row", gridspec_kw={"height_ratios": heights}
     )
     for row, own in zip(panels, by_group, strict=True):
         for place, (ax, budget) in enumerate(zip(row, budgets, strict=True)):
             draw_forest([one for one in own if one.budget == budget], ax, given=given)
             ax.tick_params(labelleft=place == 0, labelbottom=True)
         title = panel_title(own[0].group, groups).replace("\n", ", ")
-        row[0].set_title(f"{title}: minus {printable(own[0].baseline)}\n{row[0].get_title()}", size=9, loc="left")
-    figure.supxlabel(f"{found[0].metric}: difference, points (higher is better)", size="medium")
+        row[0].set_title(f"{title}: minus {printable(own[0].baseline)}\n{row[0].get_title('left')}", size=9, loc="left")
+    panels[-1, len(budgets) // 2].set_xlabel(f"{found[0].metric}: difference, points (higher is better)")
     legend_below(figure, handles, note=note)
     return figure
 
 
 def _note(found: Sequence[Slice]) -> str:
-    counts = sorted({one.num_samples for one in found})
-    samples = " to ".join(dict.fromkeys(f"{count:,}" for count in (counts[0], counts[-1])))
+    samples = counted(one.num_samples for one in found)
     num = max(one.num_comparisons for one in found)
     return f"n = {samples} samples; 95 % intervals, each alone; {num} comparisons, Holm over all of them"
 
 
 def _handles() -> list[Line2D]:
-    shared = {"color": "0.3", "marker": "o", "linestyle": "none"}
+    shared: dict[str, Any] = {"color": "0.3", "marker": "o", "linestyle": "none"}
     return [
         Line2D([], [], **shared, label=f"filled: p at most {LEVEL:g} after Holm"),
         Line2D([], [], **shared, markerfacecolor="white", label="hollow: no difference detected"),

@@ -20,7 +20,7 @@ from matplotlib.patches import Patch, Rectangle
 from tokred.analysis.claims import LEVEL, benjamini_hochberg
 from tokred.analysis.figure import file_stems, new_figure, panel_title, save_figure
 from tokred.analysis.look import ink, printable
-from tokred.analysis.rows import Row, grouped
+from tokred.analysis.rows import Row, counted, grouped
 from tokred.analysis.statistics import least_detectable, p_of_interval
 
 COLOURS = "RdBu"  # of ColorBrewer, safe for the colour-blind: red loses, blue gains
@@ -137,11 +137,8 @@ def _square(row: Row, where: str, amount: str, group: Sequence[Row]) -> Square:
     low, high = row.difference_low, row.difference_high
     if low is None or high is None:
         return Square(**asdict(row), **place)
-    judged = {
-        "smallest": least_detectable(low, high, row.num_clusters),
-        "p": p_of_interval(low, high, row.num_clusters),
-    }
-    return Square(**asdict(row), **place, **judged)
+    smallest, p = (of(low, high, row.num_clusters) for of in (least_detectable, p_of_interval))
+    return Square(**asdict(row), **place, smallest=smallest, p=p)
 
 
 def _not_asked(like: Row, amount: str, where: str) -> Row:
@@ -278,10 +275,10 @@ def _key(some: Sequence[Square]) -> list[Patch]:
     if num := max(square.num_judged for square in some):
         said = f"exploratory: {num} squares, of those told from zero 5 % are expected to be false (Benjamini-Hochberg)"
         handles.append(Patch(facecolor="none", edgecolor="none", label=said))
-    counts = sorted({square.num_samples for square in some if square.num_samples})
-    if counts:
-        num = " to ".join(_in_order(f"{count:,}" for count in (counts[0], counts[-1])))
-        said = f"80 % power: a true difference of so many points is found in 4 of 5 draws of n = {num} samples"
+    if counts := {square.num_samples for square in some if square.num_samples}:
+        said = (
+            f"80 % power: a true difference of so many points is found in 4 of 5 draws of n = {counted(counts)} samples"
+        )
         handles.append(Patch(facecolor="none", edgecolor="none", label=said))
     called = {
         "x": "refused, for the reason in the csv",

@@ -1,10 +1,10 @@
 """Every method against every other at equal compute: a matrix of mean differences, and what a difference had to be to be found.
 
-``compared`` gives the numbers, from ``tokred.analysis.claims`` over all backbones together, ``draw_pairwise`` draws the matrix of one
-backbone, and ``save_pairwise`` makes the files.
+``compared`` gives the numbers, from ``tokred.analysis.claims`` over all backbones together, ``draw_pairwise`` draws the matrix of
+one backbone, and ``save_pairwise`` makes the files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -62,11 +62,8 @@ def compared(some: Sequence[Curve]) -> list[Compared]:
     groups = list(dict.fromkeys(curve.group for curve in some))
     found, left_out = claims([replace(curve, backbone=str(groups.index(curve.group))) for curve in some])
     metrics = {curve.group: curve.metric for curve in some}
-    made = []
-    for one in [*found, *left_out]:
-        group = groups[int(one.backbone)]
-        about = Compared(*group, metrics[group], one.first, one.second)
-        made.append(_with_claim(about, one) if isinstance(one, Claim) else _without(about, one))
+    made = [_with_claim(_about(one, groups, metrics), one) for one in found]
+    made += [replace(_about(one, groups, metrics), reason=one.reason) for one in left_out]
     return sorted(made, key=lambda one: groups.index(one.group))
 
 
@@ -105,24 +102,23 @@ def save_pairwise(some: Sequence[Curve], folder: str | Path) -> list[Path]:
     return paths
 
 
+def _about(
+    one: Claim | Unclaimed, groups: Sequence[tuple[str, str, str]], metrics: Mapping[tuple[str, str, str], str]
+) -> Compared:
+    group = groups[int(one.backbone)]
+    return Compared(*group, metrics[group], one.first, one.second)
+
+
 def _with_claim(about: Compared, one: Claim) -> Compared:
+    alike = ("value", "low", "high", "adjusted_p", "overlap", "num_samples", "num_seeds", "num_comparisons")
     return replace(
         about,
+        **{name: getattr(one, name) for name in alike},
         claimed=one.is_claimed,
         smallest=one.smallest_in_report,
         window_low=one.window[0],
         window_high=one.window[1],
-        **{
-            part: getattr(one, part)
-            for part in (
-                *("value", "low", "high", "adjusted_p", "overlap", "num_samples", "num_seeds", "num_comparisons"),
-            )
-        },
     )
-
-
-def _without(about: Compared, one: Unclaimed) -> Compared:
-    return replace(about, reason=one.reason)
 
 
 def _draw_pair(ax: Axes, one: Compared, place: tuple[int, int], largest: float) -> None:

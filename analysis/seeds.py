@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from tokred.analysis.figure import legend_below, legend_inches, new_figure, panel_title, save_figure
 from tokred.analysis.look import Look, looks, printable
-from tokred.analysis.rows import Row, grouped, of_metric, rows_with_records
+from tokred.analysis.rows import Row, counted, grouped, of_metric, rows_with_records
 from tokred.record import Record, Store
 
 ENOUGH = 5  # seeds from which on an interval holds the truth as often as it says (docs/statistics.md)
@@ -67,14 +68,15 @@ def draw_seeds(
     ax = ax or new_figure(WIDE_INCHES, 0.9 + LINE_INCHES * len(configurations)).subplots()
     for place, own in enumerate(configurations):
         look, first = given[own[0].method, own[0].options], own[0]
-        ax.plot(
-            [draw.value for draw in own],
-            [place - 0.17] * len(own),
-            look.marker,
-            color=look.colour,
-            markersize=5,
-            mfc="none",
-        )
+        heights = [place - 0.15 - rise for rise in _rises([draw.value for draw in own])]
+        dots: dict[str, Any] = {
+            "marker": look.marker,
+            "color": look.colour,
+            "markersize": 5,
+            "mfc": "none",
+            "linestyle": "none",
+        }
+        ax.plot([draw.value for draw in own], heights, **dots)
         ends = [[first.mean - first.low], [first.high - first.mean]]
         ax.errorbar([first.mean], [place + 0.2], xerr=ends, fmt="|", color="0.2", markersize=7, elinewidth=1.4)
     ax.set_yticks(range(len(configurations)), [printable(_shown(own[0], panel), width=44) for own in configurations])
@@ -117,11 +119,17 @@ def _shown(draw: Draw, panel: Sequence[Draw]) -> str:
     return " ".join(filter(None, (draw.method, draw.options, draw.schedule, shape)))
 
 
+def _rises(values: Sequence[float]) -> list[float]:
+    """Equal ones stand on each other, in a third of a line at most."""
+    most = max(values.count(value) for value in values)
+    return [min(0.12, 0.33 / most) * values[:place].count(value) for place, value in enumerate(values)]
+
+
 def _write_spread(ax: Axes, firsts: Sequence[Draw]) -> None:
     """On the right the seeds and their standard deviation, in points."""
     for place, draw in enumerate(firsts):
         text = f"{draw.num_seeds} seeds, SD {100 * draw.sd:.2f}"
-        where = {"xycoords": ax.get_yaxis_transform(), "xytext": (4, 0), "textcoords": "offset points"}
+        where: dict[str, Any] = {"xycoords": ax.get_yaxis_transform(), "xytext": (4, 0), "textcoords": "offset points"}
         ax.annotate(text, (1, place), **where, va="center", size=7.5, color="0.3", annotation_clip=False)
 
 
@@ -142,8 +150,7 @@ def _figure(found: Sequence[Draw]) -> Figure:
 
 
 def _note(found: Sequence[Draw]) -> str:
-    counts = sorted({draw.num_samples for draw in found})
-    samples = " to ".join(dict.fromkeys(f"{count:,}" for count in (counts[0], counts[-1])))
+    samples = counted(draw.num_samples for draw in found)
     fewest = min(draw.num_seeds for draw in found)
     few = f"\nof fewer than {ENOUGH} seeds it may hold the truth less often" if fewest < ENOUGH else ""
     return f"n = {samples} samples for each seed; SD in points; the interval is over samples and seeds{few}"

@@ -7,11 +7,13 @@ the files. Modes and batch sizes are measurements of their own.
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from tokred.analysis.figure import legend_below, legend_inches, new_figure, panel_title, save_figure
 from tokred.analysis.look import Look, looks, printable
@@ -42,10 +44,12 @@ def draw_speed(
     for one in panel:
         look, x, y = given[one.method, one.options], one.speedup_by_macs or 0.0, one.speedup or 0.0
         bars = [[max(0.0, y - (one.speedup_low or y))], [max(0.0, (one.speedup_high or y) - y)]]
-        bar = {"ecolor": (look.colour, 0.55), "elinewidth": 1.1}
+        bar: dict[str, Any] = {"ecolor": (look.colour, 0.55), "elinewidth": 1.1}
         ax.errorbar([x], [y], yerr=bars, marker=look.marker, markersize=5.5, color=look.colour, zorder=3, **bar)
     ax.set_xlim(ends)
     ax.set_ylim(ends)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(6))
     ax.set_aspect("equal")
     ax.set_xlabel("speed-up if time went with the MACs")
     ax.set_ylabel("measured speed-up (higher is better)")
