@@ -70,14 +70,15 @@ def file_stems(name: str, groups: Sequence[tuple[str, ...]]) -> list[str]:
 
 def _theme() -> dict:
     style = seaborn.axes_style("ticks", {"axes.grid": True, "grid.color": "0.92"})
-    # the salt keeps the names inside an SVG, and so the file, the same from run to run
-    return style | seaborn.plotting_context("paper", font_scale=1.1) | {"svg.hashsalt": "tokred"}
+    # the font comes with matplotlib, and the salt keeps the names inside an SVG: so a file is the same from run to run
+    own = {"font.sans-serif": ["DejaVu Sans"], "svg.hashsalt": "tokred"}
+    return style | seaborn.plotting_context("paper", font_scale=1.1) | own
 
 
 def _rendered(figure: Figure) -> dict[str, bytes]:
     """Laid out once and drawn twice; ``savefig`` would lay out twice and draw four times."""
     png, svg = io.BytesIO(), io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png)
+    FigureCanvasAgg(figure).print_png(png, pil_kwargs={"compress_level": 4})
     figure.set_layout_engine("none")  # everything stays where the first drawing put it
     FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
     return {"png": png.getvalue(), "svg": svg.getvalue()}

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,14 @@ from tokred.analysis.variance import can_be_decomposed, save_variance
 from tokred.record import Store
 
 FOLDER = "figures"  # in the run folder
+HELD = 256  # predictions at a time; of 50,000 samples they are a megabyte each
 MOST_BUDGETS = 3  # at which the variance is taken apart
 _ABOUT = {  # by what a file's name begins with, in the order of a report
     "pareto_gmacs": (
         "Accuracy and compute",
         "Up and to the left is better: more accuracy for fewer multiply-adds. The step line joins what nothing else "
         "dominates in these samples, the unreduced model included; bars are 95 % intervals of each accuracy, n = "
-        "{samples}.",
+        "{samples} samples.",
     ),
     "pareto_speedup": (
         "Accuracy and measured speed",
@@ -128,10 +130,20 @@ def draw_all(store: Store, folder: str | Path | None = None) -> list[Drawn]:
     """
     folder = store.folder / FOLDER if folder is None else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    store = _ReadOnce(store.folder)
     found, timed = rows(store), speeds(store)
     paths = [*save_pareto(found, folder), *_save_compared(_curves(store), folder), *save_seeds(store, folder)]
     paths += [*save_speed(timed, folder), *save_heatmaps(found, folder), *save_kept(store, folder)]
     return _drawn([path.with_suffix("") for path in paths if path.suffix == ".svg"], _counts(store, found, timed))
+
+
+class _ReadOnce(Store):
+    """Many figures are drawn from the same records."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.get = cache(super().get)  # type: ignore[method-assign]
+        self.predictions = lru_cache(HELD)(super().predictions)  # type: ignore[method-assign]
 
 
 def _curves(store: Store) -> list[Curve]:

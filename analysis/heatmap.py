@@ -246,7 +246,7 @@ def _label(figure: Figure, axes: list[Axes], some: Sequence[Square], title: str,
     bar = figure.colorbar(
         ScalarMappable(Normalize(-100 * largest, 100 * largest), COLOURS), ax=axes, fraction=0.04, aspect=25, pad=0.02
     )
-    bar.set_label(f"{metric}: difference to the unreduced model,\npoints (higher is better)")
+    bar.set_label(f"{metric}: difference\nto the unreduced model,\npoints (higher is better)")
     bar.outline.set_visible(False)
     ends = [0.0, *(100 * square.difference for square in some if square.difference is not None)]
     bar.ax.set_ylim(min(ends), max(*ends, min(ends) + 1))  # the part of the colours that is there
@@ -273,7 +273,7 @@ def _key(some: Sequence[Square]) -> list[Patch]:
         said = "grey: told from zero, but below the smallest difference that is found at 80 % power"
         handles.append(Patch(facecolor=UNDETECTED, edgecolor="white", label=said))
     if num := max(square.num_judged for square in some):
-        said = f"exploratory: {num} squares, of those told from zero 5 % are expected to be false (Benjamini-Hochberg)"
+        said = f"exploratory: of the {num} squares, those told from zero are expected to be false in 5 % (Benjamini-Hochberg)"
         handles.append(Patch(facecolor="none", edgecolor="none", label=said))
     if counts := {square.num_samples for square in some if square.num_samples}:
         said = (

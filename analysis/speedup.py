@@ -50,7 +50,6 @@ def draw_speed(
     ax.set_ylim(ends)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(6))
-    ax.set_aspect("equal")
     ax.set_xlabel("speed-up if time went with the MACs")
     ax.set_ylabel("measured speed-up (higher is better)")
     return ax
