@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,19 @@ def save_figure(draw: Callable[[], Figure], items: Sequence[Any], stem: Path) ->
 def legend_below(figure: Figure, handles: Sequence[Artist], *, note: str = "") -> None:
     """Below the panels, in as many columns as the labels leave room for; ``note`` stands above it."""
     columns = _legend_columns(handles, figure.get_figwidth())
-    named: dict[str, Any] = {"title": note, "title_fontsize": 8} if note else {}
+    named: dict[str, Any] = {"title": _folded(note, figure.get_figwidth()), "title_fontsize": 8} if note else {}
     figure.legend(handles=handles, ncols=columns, loc="outside lower center", frameon=False, fontsize=9, **named)
 
 
 def legend_inches(handles: Sequence[Artist], width: float, *, note: str = "") -> float:
     """How high ``legend_below`` is on a figure of ``width`` inches."""
     num_rows = -(-len(handles) // _legend_columns(handles, width)) if handles else 0
-    return 0.15 + 0.19 * num_rows + 0.16 * (note.count("\n") + 1 if note else 0)
+    return 0.15 + 0.19 * num_rows + 0.16 * len(_folded(note, width).splitlines())
+
+
+def _folded(note: str, width: float) -> str:
+    """Lines of 8 points that ``width`` inches have room for."""
+    return "\n".join(textwrap.fill(line, int(72 * width / 4.6)) for line in note.splitlines())
 
 
 def _legend_columns(handles: Sequence[Artist], width: float) -> int:
@@ -78,7 +84,7 @@ def _theme() -> dict:
 def _rendered(figure: Figure) -> dict[str, bytes]:
     """Laid out once and drawn twice; ``savefig`` would lay out twice and draw four times."""
     png, svg = io.BytesIO(), io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png, pil_kwargs={"compress_level": 4})
+    FigureCanvasAgg(figure).print_png(png)
     figure.set_layout_engine("none")  # everything stays where the first drawing put it
     FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
     return {"png": png.getvalue(), "svg": svg.getvalue()}

@@ -3,6 +3,7 @@
 ``squares`` gives the numbers, ``draw_squares`` draws one method's panel of them, and ``save_heatmaps`` makes the files.
 """
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -26,7 +27,8 @@ from tokred.analysis.statistics import least_detectable, p_of_interval
 COLOURS = "RdBu"  # of ColorBrewer, safe for the colour-blind: red loses, blue gains
 UNDETECTED = "0.88"
 MARKS = {"refused": "x", "failed": "!", "invalid": "!", "not asked": "-"}
-SQUARE_INCHES, AROUND_INCHES, MAX_WIDTH = (0.46, 0.36), (1.7, 1.8), 10.8
+SQUARE_INCHES, AROUND_INCHES, MAX_WIDTH = (0.46, 0.36), (1.7, 1.2), 10.8
+KEY_INCHES, SLANTED_INCHES = 0.21, 0.45
 AMOUNTS = {
     "budget": "budget, % of the unreduced MACs",
     "keep_rate": "share of the tokens kept",
@@ -87,8 +89,8 @@ def draw_squares(panel: Sequence[Square], ax: Axes | None = None, *, largest: fl
         _draw_square(ax, square, wheres.index(square.where), amounts.index(square.amount), largest)
     ax.set_xlim(0, max(1, len(wheres)))
     ax.set_ylim(max(1, len(amounts)), 0)  # the first amount on top
-    slanted = max(map(len, wheres), default=0) > 6
-    turn: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+    slanted: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    turn = slanted if _are_slanted(wheres) else {}
     ax.set_xticks([place + 0.5 for place in range(len(wheres))], list(map(printable, wheres)), **turn)
     ax.set_yticks([place + 0.5 for place in range(len(amounts))], [printable(_number(text)) for text in amounts])
     ax.tick_params(length=0)
@@ -211,6 +213,10 @@ def _draw_square(ax: Axes, square: Square, column: int, row: int, largest: float
     ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=colour, size="small")
 
 
+def _are_slanted(wheres: Iterable[str]) -> bool:
+    return max(map(len, wheres), default=0) > 6
+
+
 def _panel_title(panel: Sequence[Square]) -> str:
     name = printable(panel[0].label, width=28) if panel else ""
     found = sorted(100 * square.smallest for square in panel if square.smallest is not None)
@@ -227,14 +233,15 @@ def _figure(some: Sequence[Square], title: str) -> Figure:
     width, height = SQUARE_INCHES[0] * max(4, num_wheres) + 0.25, SQUARE_INCHES[1] * num_amounts + 0.55
     num_rows = -(-len(panels) // max(1, int((MAX_WIDTH - AROUND_INCHES[0]) / width)))
     num_columns = -(-len(panels) // num_rows)
-    figure = new_figure(width * num_columns + AROUND_INCHES[0], height * num_rows + AROUND_INCHES[1])
+    around = AROUND_INCHES[1] + KEY_INCHES * len(_key(some)) + SLANTED_INCHES * _are_slanted(s.where for s in some)
+    figure = new_figure(width * num_columns + AROUND_INCHES[0], height * num_rows + around)
     axes = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
     largest = _largest(some)
     for place, (panel, ax) in enumerate(zip(panels, axes, strict=False)):
         draw_squares(panel, ax, largest=largest)
         at_bottom = place + num_columns >= len(panels)
         ax.tick_params(labelleft=place % num_columns == 0, labelbottom=at_bottom)
-        ax.set_xlabel(_across(some) if at_bottom else "")
+        ax.set_xlabel(textwrap.fill(_across(some), int(12.5 * width)) if at_bottom else "")
     for ax in axes[len(panels) :]:
         ax.remove()
     _label(figure, axes[: len(panels)], some, title, largest)
@@ -252,7 +259,8 @@ def _label(figure: Figure, axes: list[Axes], some: Sequence[Square], title: str,
     bar.ax.set_ylim(min(ends), max(*ends, min(ends) + 1))  # the part of the colours that is there
     figure.suptitle(title, size="large")
     kinds = _in_order(square.amount.partition(" ")[0] for square in some)
-    figure.supylabel("; ".join(AMOUNTS.get(kind, kind) for kind in kinds), size="medium")
+    said = "; ".join(AMOUNTS.get(kind, kind) for kind in kinds)
+    figure.supylabel(textwrap.fill(said, int(6 * figure.get_figheight())), size="medium")
     figure.legend(handles=_key(some), loc="outside lower center", frameon=False, handlelength=1.6)
 
 

@@ -267,7 +267,7 @@ def words_of(path):
 
 
 def test_labels_say_unit_and_direction_and_the_key_what_squares_mean(shapes, tmp_path):
-    words = words_of(save_heatmaps(shapes, tmp_path)[1])
+    words = " ".join(words_of(save_heatmaps(shapes, tmp_path)[1]))
     for text in (
         "points (higher is better)",
         "budget, % of the unreduced MACs",
@@ -281,7 +281,7 @@ def test_labels_say_unit_and_direction_and_the_key_what_squares_mean(shapes, tmp
 
 
 def test_of_layers_the_axis_says_where_they_are_counted_from(layers, tmp_path):
-    assert "layers that reduce, from 0" in words_of(save_heatmaps(layers, tmp_path)[1])
+    assert "layers that reduce, from 0" in " ".join(words_of(save_heatmaps(layers, tmp_path)[1]))
 
 
 def test_nothing_is_written_where_nothing_differs(tmp_path):
