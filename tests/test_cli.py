@@ -174,10 +174,10 @@ def test_several_shapes_or_layers_are_drawn_as_a_heat_map(axis, tmp_path, capsys
         "traces=0",
     ]
     assert sweep([*words, axis, "budget=0.8", f"out={tmp_path / 'run'}"]) == 0
-    said = capsys.readouterr().out
-    for kind in ("png", "svg"):
-        assert f"{tmp_path / 'run'}/heatmap-mini_mean.{kind}" in said
-    assert len((tmp_path / "run" / "heatmap-mini_mean.csv").read_text().splitlines()) == 3
+    figures = tmp_path / "run" / "figures"
+    assert str(figures) in capsys.readouterr().out
+    assert (figures / "heatmap-mini_mean.png").is_file() and (figures / "heatmap-mini_mean.svg").is_file()
+    assert len((figures / "heatmap-mini_mean.csv").read_text().splitlines()) == 3
 
 
 def test_an_unreadable_record_is_one_line_that_names_it(tmp_path, capsys):
