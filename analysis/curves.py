@@ -56,6 +56,11 @@ class Curve:
             )
 
     @property
+    def group(self) -> tuple[str, str, str]:
+        """The curves that may be compared with this one have the same."""
+        return self.backbone, self.weights, self.data
+
+    @property
     def num_samples(self) -> int:
         return len(self.index_N)
 

@@ -2,18 +2,23 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import seaborn
+from matplotlib.artist import Artist
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from tokred.analysis.look import printable
 from tokred.analysis.rows import write_csv, write_whole
 
+NAME_LENGTH = 50  # of a file's name, which has 255 bytes at most: 4 a letter
 DPI = 200  # 9 inches are a README's 900 pixels wide at 100 an inch
 
 
@@ -30,6 +35,29 @@ def save_figure(draw: Callable[[], Figure], items: Sequence[Any], stem: Path) ->
     return [*paths, write_csv(items, stem.parent / f"{stem.name}.csv")]
 
 
+def legend_below(figure: Figure, handles: Sequence[Artist], *, note: str = "") -> None:
+    """Below the panels, in as many columns as the labels leave room for; ``note`` stands above it."""
+    columns = _legend_columns(handles, figure.get_figwidth())
+    named: dict[str, Any] = {"title": _folded(note, figure.get_figwidth()), "title_fontsize": 8} if note else {}
+    figure.legend(handles=handles, ncols=columns, loc="outside lower center", frameon=False, fontsize=9, **named)
+
+
+def legend_inches(handles: Sequence[Artist], width: float, *, note: str = "") -> float:
+    """How high ``legend_below`` is on a figure of ``width`` inches."""
+    num_rows = -(-len(handles) // _legend_columns(handles, width)) if handles else 0
+    return 0.15 + 0.19 * num_rows + 0.16 * len(_folded(note, width).splitlines())
+
+
+def _folded(note: str, width: float) -> str:
+    """Lines of 8 points that ``width`` inches have room for."""
+    return "\n".join(textwrap.fill(line, int(72 * width / 4.6)) for line in note.splitlines())
+
+
+def _legend_columns(handles: Sequence[Artist], width: float) -> int:
+    longest = max((len(str(handle.get_label())) for handle in handles), default=1)
+    return max(1, min(len(handles), int(72 * width / (5.2 * longest + 40))))
+
+
 def panel_title(group: tuple[str, ...], groups: Sequence[tuple[str, ...]]) -> str:
     """The backbone, and a line for whatever else tells these rows from the others."""
     differs = [len({other[axis] for other in groups}) > 1 for axis in range(len(group))]
@@ -37,10 +65,10 @@ def panel_title(group: tuple[str, ...], groups: Sequence[tuple[str, ...]]) -> st
 
 
 def file_stems(name: str, groups: Sequence[tuple[str, ...]]) -> list[str]:
-    """``name-BACKBONE`` for each group; a number tells apart those of the same backbone."""
+    """``name-BACKBONE`` for each group, cut to what a file system takes; a number tells apart those that are the same."""
     stems: list[str] = []
     for group in groups:
-        stem = f"{name}-" + re.sub(r"[^\w.-]+", "-", group[0])
+        stem = f"{name}-" + re.sub(r"[^\w.-]+", "-", group[0])[:NAME_LENGTH]
         number = sum(one == stem or one.startswith(f"{stem}--") for one in stems)
         stems.append(f"{stem}--{number + 1}" if number else stem)
     return stems
@@ -48,12 +76,15 @@ def file_stems(name: str, groups: Sequence[tuple[str, ...]]) -> list[str]:
 
 def _theme() -> dict:
     style = seaborn.axes_style("ticks", {"axes.grid": True, "grid.color": "0.92"})
-    # the salt keeps the names inside an SVG, and so the file, the same from run to run
-    return style | seaborn.plotting_context("paper", font_scale=1.1) | {"svg.hashsalt": "tokred"}
+    # the font comes with matplotlib, and the salt keeps the names inside an SVG: so a file is the same from run to run
+    own = {"font.sans-serif": ["DejaVu Sans"], "svg.hashsalt": "tokred"}
+    return style | seaborn.plotting_context("paper", font_scale=1.1) | own
 
 
 def _rendered(figure: Figure) -> dict[str, bytes]:
-    pictures = {"png": io.BytesIO(), "svg": io.BytesIO()}
-    for kind, file in pictures.items():
-        figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    return {kind: file.getvalue() for kind, file in pictures.items()}
+    """Laid out once and drawn twice; ``savefig`` would lay out twice and draw four times."""
+    png, svg = io.BytesIO(), io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png)
+    figure.set_layout_engine("none")  # everything stays where the first drawing put it
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+    return {"png": png.getvalue(), "svg": svg.getvalue()}

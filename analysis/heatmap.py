@@ -3,8 +3,9 @@
 ``squares`` gives the numbers, ``draw_squares`` draws one method's panel of them, and ``save_heatmaps`` makes the files.
 """
 
+import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -17,15 +18,17 @@ from matplotlib.colors import Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from tokred.analysis.claims import LEVEL, benjamini_hochberg
 from tokred.analysis.figure import file_stems, new_figure, panel_title, save_figure
 from tokred.analysis.look import ink, printable
-from tokred.analysis.rows import Row, grouped
-from tokred.analysis.statistics import least_detectable
+from tokred.analysis.rows import Row, counted, grouped
+from tokred.analysis.statistics import least_detectable, p_of_interval
 
 COLOURS = "RdBu"  # of ColorBrewer, safe for the colour-blind: red loses, blue gains
 UNDETECTED = "0.88"
 MARKS = {"refused": "x", "failed": "!", "invalid": "!", "not asked": "-"}
-SQUARE_INCHES, AROUND_INCHES, MAX_WIDTH = (0.46, 0.36), (1.7, 1.8), 10.8
+SQUARE_INCHES, AROUND_INCHES, MAX_WIDTH = (0.46, 0.36), (1.7, 1.2), 10.8
+KEY_INCHES, SLANTED_INCHES = 0.21, 0.45
 AMOUNTS = {
     "budget": "budget, % of the unreduced MACs",
     "keep_rate": "share of the tokens kept",
@@ -39,14 +42,23 @@ AMOUNTS = {
 class Square(Row):
     """A row with its place in the figure: ``where`` tokens go (layers, shape or both), and the ``amount``.
 
-    ``detected``: the 95 % interval of the difference to the unreduced model leaves out zero. Each square is judged alone: of 100
-    that lose nothing, about 5 are. ``smallest``: the true difference that 80 % of draws of as many samples would show.
+    ``p`` belongs to the interval of the difference to the unreduced model; ``adjusted_p`` is Benjamini and Hochberg's over the
+    ``num_judged`` squares of the backbone: of those ``detected``, at 5 % or less, one in twenty is expected to lose nothing. That
+    is for exploring. ``smallest``: the true difference that 80 % of draws of as many samples would show at 5 %.
     """
 
     where: str = ""
     amount: str = ""
     smallest: float | None = None
+    p: float | None = None
+    adjusted_p: float | None = None
+    num_judged: int = 0
     detected: bool = False
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the difference is one that so many samples need not have shown."""
+        return self.smallest is not None and abs(self.difference or 0.0) < self.smallest
 
     @property
     def mark(self) -> str:
@@ -77,8 +89,8 @@ def draw_squares(panel: Sequence[Square], ax: Axes | None = None, *, largest: fl
         _draw_square(ax, square, wheres.index(square.where), amounts.index(square.amount), largest)
     ax.set_xlim(0, max(1, len(wheres)))
     ax.set_ylim(max(1, len(amounts)), 0)  # the first amount on top
-    slanted = max(map(len, wheres), default=0) > 6
-    turn: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+    slanted: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    turn = slanted if _are_slanted(wheres) else {}
     ax.set_xticks([place + 0.5 for place in range(len(wheres))], list(map(printable, wheres)), **turn)
     ax.set_yticks([place + 0.5 for place in range(len(amounts))], [printable(_number(text)) for text in amounts])
     ax.tick_params(length=0)
@@ -107,7 +119,19 @@ def _of_group(group: Sequence[Row], wheres: Sequence[str]) -> list[Square]:
         for amount, where in product(amounts, wheres):
             row = found.get((amount, where)) or _not_asked(of_method[0], amount, where)
             made.append(_square(row, where, amount, group))
-    return made
+    return _judged(made)
+
+
+def _judged(made: Sequence[Square]) -> list[Square]:
+    """All squares of a backbone as one family."""
+    adjusted = iter(benjamini_hochberg([square.p for square in made if square.p is not None]))
+    num = sum(square.p is not None for square in made)
+    return [
+        square
+        if square.p is None
+        else replace(square, adjusted_p=(p := next(adjusted)), num_judged=num, detected=p <= LEVEL)
+        for square in made
+    ]
 
 
 def _square(row: Row, where: str, amount: str, group: Sequence[Row]) -> Square:
@@ -115,8 +139,8 @@ def _square(row: Row, where: str, amount: str, group: Sequence[Row]) -> Square:
     low, high = row.difference_low, row.difference_high
     if low is None or high is None:
         return Square(**asdict(row), **place)
-    smallest = least_detectable(low, high, row.num_clusters)
-    return Square(**asdict(row), **place, smallest=smallest, detected=not low <= 0 <= high)
+    smallest, p = (of(low, high, row.num_clusters) for of in (least_detectable, p_of_interval))
+    return Square(**asdict(row), **place, smallest=smallest, p=p)
 
 
 def _not_asked(like: Row, amount: str, where: str) -> Row:
@@ -181,12 +205,16 @@ def _draw_square(ax: Axes, square: Square, column: int, row: int, largest: float
         text = f"{round(100 * square.difference, 1) + 0.0:+.1f}"  # + 0.0: no "-0.0"
         # white is no difference, and both sides reach equally far, so that a colour's depth means the same on both
         place = 0.5 + square.difference / (2 * largest)
-        face = colormaps[COLOURS](place) if square.detected else to_rgba(UNDETECTED)
+        face = colormaps[COLOURS](place) if square.detected and not square.is_small else to_rgba(UNDETECTED)
         hatch = None if square.detected else "////"
     ax.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor="white", hatch=hatch, linewidth=0))
     ax.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="0.75" if square.mark else "white", linewidth=1))
-    colour = ink(face) if square.detected else "0.3"
+    colour = ink(face) if square.detected and not square.is_small else "0.3"
     ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=colour, size="small")
+
+
+def _are_slanted(wheres: Iterable[str]) -> bool:
+    return max(map(len, wheres), default=0) > 6
 
 
 def _panel_title(panel: Sequence[Square]) -> str:
@@ -205,14 +233,15 @@ def _figure(some: Sequence[Square], title: str) -> Figure:
     width, height = SQUARE_INCHES[0] * max(4, num_wheres) + 0.25, SQUARE_INCHES[1] * num_amounts + 0.55
     num_rows = -(-len(panels) // max(1, int((MAX_WIDTH - AROUND_INCHES[0]) / width)))
     num_columns = -(-len(panels) // num_rows)
-    figure = new_figure(width * num_columns + AROUND_INCHES[0], height * num_rows + AROUND_INCHES[1])
+    around = AROUND_INCHES[1] + KEY_INCHES * len(_key(some)) + SLANTED_INCHES * _are_slanted(s.where for s in some)
+    figure = new_figure(width * num_columns + AROUND_INCHES[0], height * num_rows + around)
     axes = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
     largest = _largest(some)
     for place, (panel, ax) in enumerate(zip(panels, axes, strict=False)):
         draw_squares(panel, ax, largest=largest)
         at_bottom = place + num_columns >= len(panels)
         ax.tick_params(labelleft=place % num_columns == 0, labelbottom=at_bottom)
-        ax.set_xlabel(_across(some) if at_bottom else "")
+        ax.set_xlabel(textwrap.fill(_across(some), int(12.5 * width)) if at_bottom else "")
     for ax in axes[len(panels) :]:
         ax.remove()
     _label(figure, axes[: len(panels)], some, title, largest)
@@ -224,13 +253,14 @@ def _label(figure: Figure, axes: list[Axes], some: Sequence[Square], title: str,
     bar = figure.colorbar(
         ScalarMappable(Normalize(-100 * largest, 100 * largest), COLOURS), ax=axes, fraction=0.04, aspect=25, pad=0.02
     )
-    bar.set_label(f"{metric}: difference to the unreduced model,\npoints (higher is better)")
+    bar.set_label(f"{metric}: difference\nto the unreduced model,\npoints (higher is better)")
     bar.outline.set_visible(False)
     ends = [0.0, *(100 * square.difference for square in some if square.difference is not None)]
     bar.ax.set_ylim(min(ends), max(*ends, min(ends) + 1))  # the part of the colours that is there
     figure.suptitle(title, size="large")
     kinds = _in_order(square.amount.partition(" ")[0] for square in some)
-    figure.supylabel("; ".join(AMOUNTS.get(kind, kind) for kind in kinds), size="medium")
+    said = "; ".join(AMOUNTS.get(kind, kind) for kind in kinds)
+    figure.supylabel(textwrap.fill(said, int(6 * figure.get_figheight())), size="medium")
     figure.legend(handles=_key(some), loc="outside lower center", frameon=False, handlelength=1.6)
 
 
@@ -245,12 +275,18 @@ def _key(some: Sequence[Square]) -> list[Patch]:
     """What squares without a colour mean, only those that are there; and how sure the others are."""
     handles = []
     if any(square.difference is not None and not square.detected for square in some):
-        said = "not told from zero: the 95 % interval of the paired difference holds it"
+        said = "hatched: not told from zero"
         handles.append(Patch(facecolor=UNDETECTED, edgecolor="white", hatch="////", label=said))
-    counts = sorted({square.num_samples for square in some if square.num_samples})
-    if counts:
-        num = " to ".join(_in_order(f"{count:,}" for count in (counts[0], counts[-1])))
-        said = f"80 % power: a true difference of so many points is found in 4 of 5 draws of n = {num} samples"
+    if any(square.detected and square.is_small for square in some):
+        said = "grey: told from zero, but below the smallest difference that is found at 80 % power"
+        handles.append(Patch(facecolor=UNDETECTED, edgecolor="white", label=said))
+    if num := max(square.num_judged for square in some):
+        said = f"exploratory: of the {num} squares, those told from zero are expected to be false in 5 % (Benjamini-Hochberg)"
+        handles.append(Patch(facecolor="none", edgecolor="none", label=said))
+    if counts := {square.num_samples for square in some if square.num_samples}:
+        said = (
+            f"80 % power: a true difference of so many points is found in 4 of 5 draws of n = {counted(counts)} samples"
+        )
         handles.append(Patch(facecolor="none", edgecolor="none", label=said))
     called = {
         "x": "refused, for the reason in the csv",

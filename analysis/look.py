@@ -70,6 +70,16 @@ def looks(methods: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Look]:
     return given
 
 
+def named(label: str) -> tuple[str, str]:
+    """Method and options of a label, the key of ``looks``.
+
+    >>> named("tome matching=kth fuse=true")
+    ('tome', 'matching=kth fuse=true')
+    """
+    method, _, options = label.partition(" ")
+    return method, options
+
+
 def printable(label: str, *, width: int = 36) -> str:
     """``label`` for matplotlib: its middle cut out where it is long, no mathematics in it, never hidden from a legend.
 

@@ -166,6 +166,16 @@ def plain(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
+def counted(counts: Iterable[int]) -> str:
+    """The smallest and the largest.
+
+    >>> counted([1000, 400, 1000]), counted([400])
+    ('400 to 1,000', '400')
+    """
+    ends = sorted(counts)
+    return " to ".join(dict.fromkeys(f"{end:,}" for end in (ends[0], ends[-1])))
+
+
 def _metrics(record: Record, every_metric: bool) -> list[str]:
     """The names of its metrics, the headline first."""
     headline = record.result.get("metric", "")

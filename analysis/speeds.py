@@ -16,7 +16,8 @@ class Speed:
 
     ``speedup`` and ``cpu_ratio`` are to the unreduced model in the same mode; the ratio of CPU times means something where
     ``threads`` is 1. What ends in ``this_run`` is of one machine and moment: compare ratios, not these, across runs.
-    ``peak_mib``: the most that a forward held at once, parameters and input left out. ``reason``: why it was not timed.
+    ``speedup_by_macs``: what it would be if time went with the MACs. ``peak_mib``: the most that a forward held at once,
+    parameters and input left out. ``reason``: why it was not timed.
     """
 
     backbone: str
@@ -50,6 +51,11 @@ class Speed:
     reserved_mib: float | None = None
     compile_s: float | None = None
     reduction_time_share: float | None = None
+    speedup_by_macs: float | None = None
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        return self.backbone, self.weights, self.data
 
     @property
     def label(self) -> str:
@@ -86,6 +92,8 @@ def _speed(record: Record, key: str, timing: Timing) -> Speed:
         "device": plain(str(timing.conditions.get("device", ""))),
         "threads": timing.conditions.get("threads"),
     }
+    if record.status == "done":
+        about["speedup_by_macs"] = record.result["gmacs_unreduced"] / record.result["gmacs"]
     if key in timing.left_out:
         return Speed(**about, reason=plain(timing.left_out[key]))
     model = timing.models[key]

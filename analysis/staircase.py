@@ -161,7 +161,9 @@ def _figure(found: Sequence[Stair]) -> Figure:
     for row, group, drawn in zip(panels, groups, by_group, strict=True):
         for ax, panel in zip(row, drawn, strict=False):
             draw_stairs(panel, ax, given=given)
-            ax.set_title(f"{panel_title(group, groups)}\n{printable(panel[0].setting)}{_spent(panel)}", size=9)
+            ax.set_title(
+                f"{panel_title(group, groups)}\n{printable(panel[0].setting)}\n{_spent(panel)}".rstrip(), size=9
+            )
         for ax in row[len(drawn) :]:
             ax.remove()
     return figure
@@ -190,4 +192,4 @@ def _spent(panel: Sequence[Stair]) -> str:
     if not shares:
         return ""
     ends = dict.fromkeys(f"{share:.1f}" for share in (min(shares), max(shares)))
-    return f": {' to '.join(ends)} % of the MACs"
+    return f"{' to '.join(ends)} % of the MACs"

@@ -141,6 +141,17 @@ def least_detectable(low: float, high: float, num_clusters: int | None = None) -
     return (high - low) / 2 / z * (z + POWER_Z)
 
 
+def p_of_interval(low: float, high: float, num_clusters: int | None = None) -> float:
+    """The two-sided p that belongs to a 95 % interval of a difference: below 5 % where it leaves out zero.
+
+    >>> round(p_of_interval(0.0, 0.02), 4)
+    0.05
+    """
+    degrees = math.inf if num_clusters is None else max(1, num_clusters - 1)
+    half = (high - low) / 2
+    return two_sided_p((low + high) / 2, Error(half / quantile(degrees), degrees)) if half > ROUNDING else 1.0
+
+
 def planned_detectable(num_samples: int, discordant: float, *, num_comparisons: int = 1) -> float:
     """The true difference that a sweep of ``num_samples`` will show with a power of 80 %, where two methods disagree on a share
     ``discordant`` of them; of several comparisons each at its part of the 5 %.

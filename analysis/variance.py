@@ -90,6 +90,13 @@ def save_variance(some: Sequence[Curve], folder: str | Path, budgets: Sequence[f
     return save_figure(partial(_figure, parts), parts, Path(folder) / "variance")
 
 
+def can_be_decomposed(some: Sequence[Curve]) -> bool:
+    """Whether two factors vary, and all reduced curves reach some budget: else there is nothing to tell apart."""
+    reduced = [curve for curve in some if curve.method != "none"]
+    varied = [name for name, level in FACTORS.items() if len({level(curve) for curve in reduced}) > 1]
+    return len(varied) > 1 and bool(shared_budgets(reduced))
+
+
 def draw_variance(parts: Sequence[Part], ax: Axes | None = None) -> Axes:
     """Bars of one budget, the largest on top, with their intervals."""
     ax = ax or new_figure(5.6, 0.7 + 0.4 * len(parts)).subplots()

@@ -77,10 +77,19 @@ def test_every_method_has_a_square_for_each_amount_and_place(shapes):
         assert [(square.amount, square.where) for square in of(squares(shapes), method)] == expected
 
 
-def test_a_square_is_detected_where_its_interval_leaves_out_zero(shapes):
-    for square in of(squares(shapes), "tome"):
-        assert square.detected == (square.difference_high < 0 or square.difference_low > 0)
+def test_squares_are_judged_together_by_benjamini_and_hochberg(shapes):
+    """The largest p that is at most its rank / m of 5 %, and all below it."""
+    judged = [square for square in squares(shapes) if square.p is not None]
+    order = sorted(square.p for square in judged)
+    cut = max((p for rank, p in enumerate(order, start=1) if p <= 0.05 * rank / len(order)), default=-1.0)
+    assert [square.detected for square in judged] == [square.p <= cut for square in judged]
+    assert {square.num_judged for square in judged} == {len(judged)} == {10}
     assert [square.detected for square in of(squares(shapes), "tome")] == [False, True, True] * 2
+
+
+def test_a_p_is_below_5_percent_where_the_interval_leaves_out_zero(shapes):
+    for square in (square for square in squares(shapes) if square.p is not None):
+        assert (square.p < 0.05) == (square.difference_high < 0 or square.difference_low > 0)
 
 
 def test_what_can_be_detected_is_of_the_order_of_the_formula(shapes):
@@ -258,12 +267,13 @@ def words_of(path):
 
 
 def test_labels_say_unit_and_direction_and_the_key_what_squares_mean(shapes, tmp_path):
-    words = words_of(save_heatmaps(shapes, tmp_path)[1])
+    words = " ".join(words_of(save_heatmaps(shapes, tmp_path)[1]))
     for text in (
         "points (higher is better)",
         "budget, % of the unreduced MACs",
         "shape of the schedule",
-        "not told from zero: the 95 % interval of the paired difference holds it",
+        "hatched: not told from zero",
+        "exploratory: of the 10 squares, those told from zero are expected to be false in 5 % (Benjamini-Hochberg)",
         "80 % power: a true difference of so many points is found in 4 of 5 draws of n = 400 samples",
         "x   refused, for the reason in the csv",
     ):
@@ -271,7 +281,7 @@ def test_labels_say_unit_and_direction_and_the_key_what_squares_mean(shapes, tmp
 
 
 def test_of_layers_the_axis_says_where_they_are_counted_from(layers, tmp_path):
-    assert "layers that reduce, from 0" in words_of(save_heatmaps(layers, tmp_path)[1])
+    assert "layers that reduce, from 0" in " ".join(words_of(save_heatmaps(layers, tmp_path)[1]))
 
 
 def test_nothing_is_written_where_nothing_differs(tmp_path):

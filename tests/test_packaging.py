@@ -211,6 +211,9 @@ def test_the_wheel_has_every_module_config_weight_and_template(wheel):
     wanted += (ROOT / "sweeps" / "conf").rglob("*.yaml")
     wanted += (ROOT / "backbones" / "weights").iterdir()
     wanted += (ROOT / "analysis" / "report" / "templates").iterdir()
+    wanted += (ROOT / "analysis" / "notebooks").glob("*.ipynb")
+    shipped = ROOT / "analysis" / "example_run"
+    wanted += [shipped / "plan.json", *shipped.glob("cells/*"), *shipped.glob("timings/*")]
     names = {path.relative_to(ROOT).as_posix() for path in wanted}
     names = {name if name.startswith("tokred/") else f"tokred/{name}" for name in names}
     assert not names - held

@@ -91,7 +91,8 @@ def test_the_unreduced_model_is_a_labelled_black_cross(full, points, draw):
     ax = draw(of_one_backbone(points(full)))
     (cross,) = [line for line in markers(ax) if line.get_marker() == "x"]
     assert same_color(cross.get_color(), "black")
-    assert "unreduced" in [text.get_text() for text in ax.texts]
+    legend = ax.figure.legends[0].get_texts()
+    assert "unreduced" in [text.get_text() for text in [*ax.texts, *legend]]
 
 
 def test_dominated_points_are_hollow(full):
