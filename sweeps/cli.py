@@ -10,12 +10,16 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tokred.model import Method
-from tokred.reduction import method_options
 from tokred.registry import BACKBONES, METHODS, Registry, load_file
+from tokred.sweeps.supervisor import supervised
+from tokred.sweeps.watch import Watch
+
+if TYPE_CHECKING:  # the supervisor of a sweep has no use for torch
+    from tokred.model import Method
 
 USAGE = """\
 usage: tokred sweep [KEY=VALUE ...]   compare methods: accuracy, MACs, speed   (in a clone: python sweep.py [KEY=VALUE ...])
@@ -70,7 +74,8 @@ Speed, beside the unreduced model in the same rounds: timing.rounds=20 (0: none)
 
 Others: batch_size, workers (processes that read data ahead), cells_per_pass (that share one reading of the data), device (auto,
   cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), traces (samples whose tokens are followed, for the figures of what is
-  kept; 0: none), allow_clip, out (run folder), plugins (Python files of your own)
+  kept; 0: none), allow_clip, out (run folder), plugins (Python files of your own), timeout (seconds that a cell may take without
+  any progress), retry (retry=failed: also the cells that failed before)
 Experiments: experiment=NAME, one of
 {experiments}
 
@@ -101,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command ``tokred``."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["sweep"]:
-        return sweep(words[1:])
+        return watched_sweep(words[1:])
     if words[:1] == ["profile"]:
         return profile(words[1:])
     if words[:1] == ["list"]:
@@ -112,11 +117,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if words[:1] in (["--help"], ["-h"], []) else 2
 
 
-def sweep(words: Sequence[str]) -> int:
-    """``python sweep.py``: runs a sweep and shows what came out."""
+def watched_sweep(words: Sequence[str]) -> int:
+    """``python sweep.py``: ``sweep`` in a process of its own, which may break."""
     if any(word in ("--help", "-h") for word in words):
         return _guarded(_help)
-    return _guarded(lambda: _sweep(words))
+    return _guarded(lambda: supervised(words, sweep))
+
+
+def sweep(words: Sequence[str], watch: Watch | None = None) -> int:
+    """Runs a sweep in this process and shows what came out."""
+    return _guarded(lambda: _sweep(words, watch or Watch()))
 
 
 def profile(words: Sequence[str]) -> int:
@@ -146,7 +156,7 @@ def _guarded(
         return 130
 
 
-def _sweep(words: Sequence[str]) -> int:
+def _sweep(words: Sequence[str], watch: Watch) -> int:
     from tokred.data import create_data
     from tokred.record import Store, key_of
     from tokred.sweeps.config import read_config
@@ -163,14 +173,20 @@ def _sweep(words: Sequence[str]) -> int:
     keys = [cell.key for group in plan for cell in group.cells]
     out = Path(config.out) if config.out else Path("runs") / f"{config.data['name']}-{key_of(keys)[:8]}"
     store = Store(out).create()
-    _say(console, f"{len(keys)} cells, {len(data)} samples each, on {device_of(config)}; records in {out}")
-    for registry in (METHODS, BACKBONES):
-        for label, error in registry.broken.items():
-            _say(console, f"plugin {label} did not load: {error}")
-    tally = run_plan(plan, config, data, store, console)
+    if not watch.orders.again:
+        _say(console, f"{len(keys)} cells, {len(data)} samples each, on {device_of(config)}; records in {out}")
+        for registry in (METHODS, BACKBONES):
+            for label, error in registry.broken.items():
+                _say(console, f"plugin {label} did not load: {error}")
+        for path in store.heal(keys):
+            _say(console, f"damaged: {path}: set aside in {store.folder / 'damaged'}, and its cell is run again")
+    tally = run_plan(plan, config, data, store, console, watch=watch, words=words)
+    watch.phase("the tables and figures")
     if tally.kept:
         _say(console, f"{tally.kept} of {len(keys)} cells were there already and were not run again")
     _show(store, console)
+    if tally.failed and config.retry is None:
+        _say(console, f"{tally.failed} cells failed; they are tried again with retry=failed")
     if tally.failed:
         return 4 if tally.done == 0 else 3
     return 0
@@ -308,8 +324,10 @@ def _plugins(pattern: str, *, every: bool = False) -> str:
     return "\n".join("\n".join([title, *lines]) for title, lines in parts.items() if lines)
 
 
-def _method_line(cls: type[Method]) -> str:
+def _method_line(cls: "type[Method]") -> str:
     """A line; its options on one of their own where there are many."""
+    from tokred.reduction import method_options
+
     line = f"  {cls.name:<14} {_about(sys.modules[cls.__module__])}"
     options = f"[{', '.join(method_options(cls))}]".replace("[]", "")
     return f"{line} {options}".rstrip() if len(line) + len(options) < 150 else f"{line}\n{'':<17}{options}"

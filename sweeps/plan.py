@@ -8,7 +8,7 @@ import inspect
 import itertools
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Cell:
     schedule: Schedule | None
     refused: str | None = None
     budget: float | None = None  # to be met by an option of the method, on calibration samples, when the cell is run
+    made_of: dict[str, Any] = field(default_factory=dict)  # of what beside the spec the key is the hash
 
     @property
     def label(self) -> str:
@@ -223,32 +224,40 @@ class _Place:
     config: SweepConfig
     calibration: CalibrationSamples
 
+    def cell(
+        self,
+        spec: dict[str, Any],
+        found: dict[str, Any],
+        plan: Schedule | None = None,
+        *,
+        refused: str | None = None,
+        budget: float | None = None,
+    ) -> Cell:
+        """``found``: what was made of the spec. Of weights and data the contents count and not the paths."""
+        counts = {**spec, "weights": None, "data": spec["data"] | dict.fromkeys(DATA_PATHS)}
+        sources = {"method": METHODS[spec["method"]], "family": family_of(spec["backbone"])}
+        made_of = {**self.identity, **{name: _source_hash(cls) for name, cls in sources.items()}, **found}
+        return Cell(key_of({**made_of, "cell": counts}), spec, plan, refused, budget, made_of)
+
 
 def _cell(place: _Place, name: str, options: dict[str, Any], amount: dict[str, Any], seed: int | None) -> Cell:
     fixed = place.fixed
     spec = {"method": name, "options": options, **fixed, "schedule": amount, "seed": seed}
-    content = {
-        **place.identity,
-        # of weights and data, the contents count and not the paths
-        "cell": {**spec, "weights": None, "data": fixed["data"] | dict.fromkeys(DATA_PATHS)},
-        "method": _source_hash(METHODS[name]),
-        "family": _source_hash(family_of(fixed["backbone"])),
-    }
     try:
         method, clip = create_method(name, **options), place.config.allow_clip
         if not method.varies or (amount["kind"] != "budget" and "match" not in amount):
             plan = _schedule(place.backbone, method, amount, clip)
-            return Cell(key_of({**content, "tokens": plan.tokens}), spec, plan)
+            return place.cell(spec, {"tokens": plan.tokens}, plan)
         check_saves(method)
         check_knob(method, place.backbone, options)
         plan = plan_schedule(place.backbone, method, layers=amount["layers"])
         apart = place.calibration.source()
-        spec["calibration"] = apart.description()
         budget = _share_of(place.backbone, amount, clip) if "match" in amount else amount["amount"]
-        key = key_of({**content, "layers": plan.own_layers, "budget": budget, "calibration": apart.digest()})
-        return Cell(key, spec, plan, budget=budget)
+        found = {"layers": plan.own_layers, "budget": budget, "calibration": apart.digest()}
+        cell = place.cell(spec, found, plan, budget=budget)
+        return replace(cell, spec=spec | {"calibration": apart.description()})
     except ValueError as error:
-        return Cell(key_of({**content, "tokens": None}), spec, None, str(error))
+        return place.cell(spec, {"tokens": None}, refused=str(error))
 
 
 def _schedule(backbone: Backbone, method: Method, amount: dict[str, Any], allow_clip: bool) -> Schedule:
@@ -295,12 +304,16 @@ def _share_of(backbone: Backbone, amount: dict[str, Any], allow_clip: bool) -> f
 def _core_hash() -> str:
     """Of all core modules: the sums, the matching, the attention are there, and a change of them changes results."""
     folder = Path(tokred.__file__).parent
-    apart = {"testing.py", "timing.py", "profile.py", "training.py", "text_training.py"}  # which no result depends on
+    apart = {  # which no result depends on
+        *("testing.py", "timing.py", "profile.py", "training.py", "text_training.py"),
+        *("record.py", "sealed.py", "catalogue.py", "onnx_export.py"),
+    }
     found = [*folder.glob("*.py"), *folder.glob("data/*.py"), *folder.glob("tasks/*.py")]
     files = [path for path in sorted(found) if path.name not in apart]
     return key_of({str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
 
 
+@cache
 def _source_hash(cls: type) -> str:
     """Of the file a plugin is in: a method that was changed is another one."""
     path = inspect.getsourcefile(sys.modules[cls.__module__])

@@ -54,16 +54,27 @@ def open_measurements(group: Group, config: SweepConfig, store: Store) -> list[M
     return [measurement for measurement in wanted if cells and measurement.name not in there]
 
 
-def measure(measurement: Measurement, bench: Bench, progress: Progress, title: str) -> Timing:
-    """On one batch of the data."""
+def is_measured(name: str, store: Store) -> bool:
+    return any(found.name == name and found.models for found in store.all_timings())
+
+
+def measure(
+    measurement: Measurement, bench: Bench, progress: Progress, title: str, beat: Callable[[], None] = lambda: None
+) -> Timing:
+    """On one batch of the data. ``beat`` is called after every model and every round."""
     config, device, started = bench.config, device_of(bench.config), _load()
     models: dict[str, nn.Module] = {NULL: bench.backbone}
     models |= {cell.key: finished_model(cell, bench) for cell in measurement.cells}
-    on_round = _announced(measurement, len(models), config.timing.rounds, progress, title)
+    advance = _announced(measurement, len(models), config.timing.rounds, progress, title)
+
+    def on_round() -> None:
+        advance()
+        beat()
+
     try:
         inputs = one_batch(bench.samples, bench.backbone.sample_shape, measurement.batch_size).to(device)
         with torch.inference_mode(), autocast(device, config.precision), _compiler(measurement.mode):
-            ready, left_out = _made_ready(models, inputs, measurement, device)
+            ready, left_out = _made_ready(models, inputs, measurement, device, beat)
             times = _timed(ready, config.timing.rounds, device, on_round) if ready else {}
             shares = {name: _reduction_share(models[name], inputs, measurement.mode) for name in times}
     except RuntimeError as error:
@@ -111,7 +122,7 @@ def one_batch(samples: EvaluationData, shape: tuple[int, ...], size: int) -> Ten
 
 
 def _made_ready(
-    models: Mapping[str, nn.Module], inputs: Tensor, measurement: Measurement, device: str
+    models: Mapping[str, nn.Module], inputs: Tensor, measurement: Measurement, device: str, beat: Callable[[], None]
 ) -> tuple[dict[str, _Ready], dict[str, str]]:
     """The models, and of those that cannot be timed the reason."""
     ready, left_out = {}, {}
@@ -119,10 +130,11 @@ def _made_ready(
     for name, model in models.items():
         try:
             ready[name] = _made_ready_one(model, inputs, measurement.mode, device)
-        except RuntimeError as error:
+        except Exception as error:  # a plugin can raise anything; the others go on
             if ran_out(error):
                 return {}, _dropped(models, labels[name])
-            left_out[name] = str(error).strip().splitlines()[0]
+            left_out[name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+        beat()
     if NULL in left_out:
         return {}, dict.fromkeys(models, f"the unreduced model does not run: {left_out[NULL]}")
     return ready, left_out
