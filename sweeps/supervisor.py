@@ -14,11 +14,13 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
+from pathlib import Path
 
+import tokred
 from tokred.sweeps.watch import Death, Orders, Task, Watch
 
 Run = Callable[[Sequence[str], Watch], int]  # the words, and whom to tell; gives the exit code
-PRELOADED = ["torch", "torchvision", "timm", "lightning", "hydra", "scipy.optimize", "rich.progress"]
+PRELOADED = ["tokred.sweeps.run", "tokred.analysis.figures"]  # and with them torch, timm and Lightning; no plugins
 GRACE_S = 10.0  # to leave, once it has said its exit code
 SHOW_CURSOR = "\x1b[?25h"  # a bar hides it, and a process that is killed does not bring it back
 
@@ -49,7 +51,7 @@ class _Worker:
         self.task, self.orders, self._stops, self._code = Task("planning"), orders, 0, None
         self._heard = time.monotonic()
         self._told, told = context.Pipe(duplex=False)
-        self._process = context.Process(target=_work, args=(list(words), orders, told, run))
+        self._process = context.Process(target=_work, args=(list(words), orders, told, run, dict(os.environ)))
         try:
             self._process.start()
         finally:
@@ -61,7 +63,10 @@ class _Worker:
             try:
                 if self._is_silent():
                     self.kill()
-                    return Death("timeout", f"gave no sign of progress for {self.task.limit_s:g} s (timeout=)")
+                    return Death(
+                        "timeout",
+                        f"gave no sign of progress for {self.task.limit_s:g} s (timeout={self.task.limit_s:g})",
+                    )
                 connection.wait([self._told, self._process.sentinel], timeout=1.0)
                 self._listen()
             except KeyboardInterrupt:
@@ -126,22 +131,29 @@ def _context():
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    handler, safe = signal.signal(signal.SIGINT, signal.SIG_IGN), os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"  # no module of the folder that the user happens to be in
+    roots = [str(Path(tokred.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    handler, before = signal.signal(signal.SIGINT, signal.SIG_IGN), dict(os.environ)
+    # this very tokred, and no module of the folder that the user happens to be in
+    os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, roots)), "PYTHONSAFEPATH": "1"}
     try:
         forkserver.ensure_running()
     finally:
         signal.signal(signal.SIGINT, handler)
-        if safe is None:
-            del os.environ["PYTHONSAFEPATH"]
+        _set_environment(before)
     return context
 
 
-def _work(words: list[str], orders: Orders, told: connection.Connection, run: Run) -> None:
+def _set_environment(wanted: dict[str, str]) -> None:
+    for name in os.environ.keys() - wanted.keys():
+        del os.environ[name]
+    os.environ.update(wanted)
+
+
+def _work(words: list[str], orders: Orders, told: connection.Connection, run: Run, environment: dict[str, str]) -> None:
     """In the new process. It has a group of its own: a terminal's Ctrl+C reaches it through its supervisor, once."""
+    _set_environment(environment)
     if hasattr(os, "setpgrp"):
         os.setpgrp()
-        os.environ.pop("PYTHONSAFEPATH", None)
         signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     code = 1
