@@ -180,12 +180,19 @@ def _group(
         "agreement": bool(why),
         **task.identity(),
     }
-    place = _Place(backbone, fixed, identity | {"core": _core_hash()}, config, calibration)
-    cells = [_cell(place, "none", {}, _amount(None, None, None, None), None)]
+    place = _Place(
+        backbone,
+        fixed,
+        identity | {"core": _core_hash()},
+        _source_hash(family_of(name)),
+        config,
+        calibration,
+    )
+    cells = [*_cells(place, "none", {}, _amount(None, None, None, None), [None])]
     for method, options in methods:
+        seeds = _seeds(method, options, config)
         for amount in _all_amounts(config, method):
-            for seed in _seeds(method, options, config):
-                cells.append(_cell(place, method, options, amount, seed))
+            cells.extend(_cells(place, method, options, amount, seeds))
     return Group(name, weights, why, tuple({cell.key: cell for cell in cells}.values()), identity)
 
 
@@ -221,43 +228,51 @@ class _Place:
     backbone: Backbone
     fixed: dict[str, Any]  # of their spec
     identity: dict[str, Any]  # of their key
+    family: str  # the hash of the backbone's
     config: SweepConfig
     calibration: CalibrationSamples
 
-    def cell(
-        self,
-        spec: dict[str, Any],
-        found: dict[str, Any],
-        plan: Schedule | None = None,
-        *,
-        refused: str | None = None,
-        budget: float | None = None,
-    ) -> Cell:
-        """``found``: what was made of the spec. Of weights and data the contents count and not the paths."""
+
+@dataclass(frozen=True)
+class _Planned:
+    """What was made of an amount, for all seeds; ``made_of``: what counts of it for the key."""
+
+    made_of: dict[str, Any]
+    schedule: Schedule | None = None
+    refused: str | None = None
+    budget: float | None = None
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+
+def _cells(
+    place: _Place, name: str, options: dict[str, Any], amount: dict[str, Any], seeds: list[int | None]
+) -> Iterator[Cell]:
+    """One for each seed. For the key, of weights and data the contents count and not the paths."""
+    planned = _planned(place, name, options, amount)
+    sources = {"method": _source_hash(METHODS[name]), "family": place.family}
+    made_of = {**place.identity, **sources, **planned.made_of}
+    what = (planned.schedule, planned.refused, planned.budget, made_of)
+    for seed in seeds:
+        spec = {"method": name, "options": options, **place.fixed, "schedule": amount, "seed": seed}
         counts = {**spec, "weights": None, "data": spec["data"] | dict.fromkeys(DATA_PATHS)}
-        sources = {"method": METHODS[spec["method"]], "family": family_of(spec["backbone"])}
-        made_of = {**self.identity, **{name: _source_hash(cls) for name, cls in sources.items()}, **found}
-        return Cell(key_of({**made_of, "cell": counts}), spec, plan, refused, budget, made_of)
+        yield Cell(key_of({**made_of, "cell": counts}), spec | planned.calibration, *what)
 
 
-def _cell(place: _Place, name: str, options: dict[str, Any], amount: dict[str, Any], seed: int | None) -> Cell:
-    fixed = place.fixed
-    spec = {"method": name, "options": options, **fixed, "schedule": amount, "seed": seed}
+def _planned(place: _Place, name: str, options: dict[str, Any], amount: dict[str, Any]) -> _Planned:
     try:
         method, clip = create_method(name, **options), place.config.allow_clip
         if not method.varies or (amount["kind"] != "budget" and "match" not in amount):
             plan = _schedule(place.backbone, method, amount, clip)
-            return place.cell(spec, {"tokens": plan.tokens}, plan)
+            return _Planned({"tokens": plan.tokens}, plan)
         check_saves(method)
         check_knob(method, place.backbone, options)
         plan = plan_schedule(place.backbone, method, layers=amount["layers"])
         apart = place.calibration.source()
         budget = _share_of(place.backbone, amount, clip) if "match" in amount else amount["amount"]
-        found = {"layers": plan.own_layers, "budget": budget, "calibration": apart.digest()}
-        cell = place.cell(spec, found, plan, budget=budget)
-        return replace(cell, spec=spec | {"calibration": apart.description()})
+        made_of = {"layers": plan.own_layers, "budget": budget, "calibration": apart.digest()}
+        return _Planned(made_of, plan, budget=budget, calibration={"calibration": apart.description()})
     except ValueError as error:
-        return place.cell(spec, {"tokens": None}, refused=str(error))
+        return _Planned({"tokens": None}, refused=str(error))
 
 
 def _schedule(backbone: Backbone, method: Method, amount: dict[str, Any], allow_clip: bool) -> Schedule:

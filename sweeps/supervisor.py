@@ -20,7 +20,11 @@ import tokred
 from tokred.sweeps.watch import Death, Orders, Task, Watch
 
 Run = Callable[[Sequence[str], Watch], int]  # the words, and whom to tell; gives the exit code
-PRELOADED = ["tokred.sweeps.run", "tokred.analysis.figures"]  # and with them torch, timm and Lightning; no plugins
+PRELOADED = [
+    "tokred.sweeps.run",
+    "tokred.analysis.figures",
+    "torch._dynamo",
+]  # and with them timm and Lightning; no plugins
 GRACE_S = 10.0  # to leave, once it has said its exit code
 SHOW_CURSOR = "\x1b[?25h"  # a bar hides it, and a process that is killed does not bring it back
 
