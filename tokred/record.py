@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from tokred.memo import FileMemo
 from tokred.sealed import Damaged, check_archive, read_arrays, read_json, write_arrays, write_json
 
 SCHEMA = 2
@@ -118,6 +119,7 @@ class Store:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.cells, self.timings = self.folder / "cells", self.folder / "timings"
+        self._memo = FileMemo()
 
     def create(self) -> "Store":
         try:
@@ -138,13 +140,14 @@ class Store:
         return self._path(key).is_file()
 
     def get(self, key: str) -> Record | None:
-        return _read(_record, self._path(key)) if self.has(key) else None
+        """The same object each time, which nobody may change."""
+        return self._record(self._path(key)) if self.has(key) else None
 
     def forget(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
 
     def records(self) -> list[Record]:
-        return [_read(_record, path) for path in sorted(self.cells.glob("*.json"))]
+        return [self._record(path) for path in sorted(self.cells.glob("*.json"))]
 
     def planned(self) -> list[Record]:
         """The records of the latest plan, in its order; those that are not there yet are left out."""
@@ -159,7 +162,8 @@ class Store:
         return self.cells / f"{key}.predictions.npz"
 
     def predictions(self, key: str) -> dict[str, np.ndarray]:
-        return read_arrays(self.predictions_path(key))
+        path = self.predictions_path(key)
+        return dict(self._memo.read(path, lambda: read_arrays(path)))
 
     def trace_path(self, key: str) -> Path:
         return self.cells / f"{key}.trace.npz"
@@ -171,7 +175,10 @@ class Store:
     def trace(self, key: str, names: Collection[str] | None = None) -> dict[str, np.ndarray] | None:
         """The arrays of these names, None: all; None where the cell has no trace. Raises Damaged where it cannot be read."""
         path = self.trace_path(key)
-        return read_arrays(path, names, what="trace") if path.is_file() else None
+        if not path.is_file():
+            return None
+        what = None if names is None else frozenset(names)
+        return dict(self._memo.read(path, lambda: read_arrays(path, names, what="trace"), what=what))
 
     def add_timing(self, timing: Timing) -> None:
         write_json(self.timings / f"{timing.name}.json", asdict(timing), indent=None)
@@ -192,6 +199,9 @@ class Store:
             if path.name.endswith(".predictions.npz"):
                 self.forget(path.name.removesuffix(".predictions.npz"))
         return damaged
+
+    def _record(self, path: Path) -> Record:
+        return self._memo.read(path, lambda: _read(_record, path))
 
     def _damaged(self, key: str) -> Iterator[Path]:
         path, trace = self._path(key), self.trace_path(key)
