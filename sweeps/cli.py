@@ -1,4 +1,4 @@
-"""The command line: ``tokred sweep ...`` (in a clone: ``python sweep.py ...``), ``profile``, ``list`` and ``power``.
+"""The command line: ``tokred sweep`` (in a clone: ``python sweep.py``), ``profile``, ``status``, ``drift``, ``list``, ``power``.
 
 Exit codes: 0 all cells done (or refused with a reason), 2 the command cannot be understood, 3 some cells failed, 4 all did.
 """
@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # the supervisor of a sweep has no use for torch
 USAGE = """\
 usage: tokred sweep [KEY=VALUE ...]   compare methods: accuracy, MACs, speed   (in a clone: python sweep.py [KEY=VALUE ...])
        tokred profile [KEY=VALUE ...] where the time of each model goes, by layer and part
+       tokred status RUN_DIR          how a sweep stands, also while it runs
+       tokred drift RUN_DIR [...]     what its command would run again, and what has changed since
        tokred list [PATTERN]          methods and backbones, a line each
        tokred list --markdown         the methods in full, as docs/methods.md
        tokred power n=N discordant=D  the smallest difference that N samples will show, where methods disagree on a share D
@@ -109,6 +111,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return watched_sweep(words[1:])
     if words[:1] == ["profile"]:
         return profile(words[1:])
+    if words[:1] == ["status"]:
+        return _guarded(lambda: _status(words[1:]), stopped="stopped")
+    if words[:1] == ["drift"]:
+        return _guarded(lambda: _drift(words[1:]), stopped="stopped")
     if words[:1] == ["list"]:
         return _guarded(lambda: _list(words[1:]))
     if words[:1] == ["power"]:
@@ -159,7 +165,9 @@ def _guarded(
 def _sweep(words: Sequence[str], watch: Watch) -> int:
     from tokred.data import create_data
     from tokred.record import Store, key_of
+    from tokred.sweeps.conditions import conditions_of
     from tokred.sweeps.config import read_config
+    from tokred.sweeps.drift import other_conditions
     from tokred.sweeps.plan import make_plan
     from tokred.sweeps.run import device_of, run_plan
 
@@ -184,12 +192,60 @@ def _sweep(words: Sequence[str], watch: Watch) -> int:
     watch.phase("the tables and figures")
     if tally.kept:
         _say(console, f"{tally.kept} of {len(keys)} cells were there already and were not run again")
+        for what, n in other_conditions(store.planned(), conditions_of(config)).items():
+            _say(console, f"{n} of the cells were made with {what}; accuracies are not run again for that")
     _show(store, console)
     if tally.failed and config.retry is None:
         _say(console, f"{tally.failed} cells failed; they are tried again with retry=failed")
     if tally.failed:
         return 4 if tally.done == 0 else 3
     return 0
+
+
+def _status(words: Sequence[str]) -> int:
+    from tokred.record import Store
+    from tokred.sweeps.status import lines, read_status
+
+    if len(words) != 1:
+        raise ValueError(
+            f"tokred status takes a run folder, as tokred status runs/NAME; got {' '.join(words) or 'none'}"
+        )
+    store = Store(words[0])
+    for line in lines(read_status(store), store):
+        _say(_console(), line)
+    return 0
+
+
+def _drift(words: Sequence[str]) -> int:
+    from tokred.data import create_data
+    from tokred.record import Store
+    from tokred.sweeps.conditions import conditions_of
+    from tokred.sweeps.config import read_config
+    from tokred.sweeps.drift import drift, lines
+    from tokred.sweeps.plan import make_plan
+
+    if not words or "=" in words[0]:
+        raise ValueError(
+            "tokred drift takes a run folder, and words that are to be other, as tokred drift runs/NAME r=8"
+        )
+    store = Store(words[0])
+    if not (store.folder / "plan.json").is_file():
+        raise ValueError(
+            f"{store.folder} is no run folder: it has no plan.json; sweeps name theirs in their first line"
+        )
+    config = read_config(_other_words(store.plan().get("words", []), words[1:]))
+    for path in config.plugins:
+        load_file(path)
+    cells = [cell for group in make_plan(config, create_data(**config.data)) for cell in group.cells]
+    for line in lines(drift(cells, store), conditions_of(config), store):
+        _say(_console(), line)
+    return 0
+
+
+def _other_words(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """The words of a sweep, with those of the same names replaced."""
+    names = {word.partition("=")[0] for word in now}
+    return [*(word for word in before if word.partition("=")[0] not in names), *now]
 
 
 def _console() -> Console:

@@ -73,9 +73,9 @@ def share(tmp_path, num_sweeps, words):
     """Several sweeps at once: what they come to, and how often each said that it had run a cell."""
     folder = tmp_path / "shared"
     sweeps = [start(folder, words, tmp_path / f"said-{number}") for number in range(num_sweeps)]
-    for sweep in sweeps:
-        sweep.join()
-    assert [sweep.exitcode for sweep in sweeps] == [0] * num_sweeps
+    for process in sweeps:
+        process.join()
+    assert [process.exitcode for process in sweeps] == [0] * num_sweeps
     said = [line for number in range(num_sweeps) for line in (tmp_path / f"said-{number}").read_text().splitlines()]
     return outcome(folder), Counter(said)
 
