@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Self
 
 RENEWED_S = 10.0
-STALE_S = 60.0  # of another machine, or where a process cannot be looked up: not renewed for as long
+STALE_S = 60.0  # not renewed for as long: of another machine that is gone, or stopped
 POLL_S = 0.5
 
 
@@ -33,11 +33,9 @@ class Owner:
     began: str
 
     @property
-    def is_gone(self) -> bool | None:
-        """None where that cannot be known here."""
-        if self.place != _place() or not self.began:
-            return None
-        return _began(self.pid) != self.began
+    def is_gone(self) -> bool:
+        """As far as can be known here: of another machine it cannot."""
+        return self.place == _place() and bool(self.began) and _began(self.pid) != self.began
 
 
 class Claims:
@@ -109,8 +107,8 @@ class Claims:
         except FileNotFoundError:
             return False  # released just now: the next try finds it free
         owner = _owner(text)
-        if owner is not None and (gone := owner.is_gone) is not None:
-            return gone
+        if owner is not None and owner.is_gone:
+            return True
         known, since = self._seen.setdefault(path, (renewed, time.monotonic()))
         if known != renewed:  # by this machine's clock alone: those of others may be wrong
             self._seen[path] = (renewed, time.monotonic())
@@ -132,8 +130,7 @@ def claimed(folder: Path) -> set[str]:
             owner, age = _owner(path.read_text()), time.time() - path.stat().st_mtime
         except FileNotFoundError:
             continue
-        gone = None if owner is None else owner.is_gone
-        if gone is False or (gone is None and age < STALE_S):
+        if age < STALE_S and (owner is None or not owner.is_gone):
             found.add(path.name.rpartition(".")[0])
     return found
 

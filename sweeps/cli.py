@@ -1,6 +1,7 @@
 """The command line: ``tokred sweep`` (in a clone: ``python sweep.py``), ``profile``, ``status``, ``drift``, ``list``, ``power``.
 
-Exit codes: 0 all cells done (or refused with a reason), 2 the command cannot be understood, 3 some cells failed, 4 all did.
+Exit codes: 0 all cells done (or refused with a reason), 2 the command cannot be understood or a file not be written, 3 some cells
+failed, 4 all did, 130 stopped by Ctrl+C.
 """
 
 import fnmatch
@@ -186,8 +187,8 @@ def _sweep(words: Sequence[str], watch: Watch) -> int:
         for registry in (METHODS, BACKBONES):
             for label, error in registry.broken.items():
                 _say(console, f"plugin {label} did not load: {error}")
-        for path in store.heal(keys):
-            _say(console, f"damaged: {path}: set aside in {store.folder / 'damaged'}, and its cell is run again")
+        for damaged in store.heal(keys):
+            _say(console, f"damaged: {damaged}: set aside in {store.folder / 'damaged'}, and its cell is run again")
     tally = run_plan(plan, config, data, store, console, watch=watch, words=words)
     watch.phase("the tables and figures")
     if tally.kept:

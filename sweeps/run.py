@@ -114,7 +114,8 @@ def _run_cells(bench: Bench, sweep: _Sweep, title: str) -> None:
     """Until all have a record, of whatever process."""
     progress, num_batches = sweep.progress, len(bench.samples.batches)
     left = {cell.key: cell for cell in bench.group.cells if not sweep.store.has(cell.key)}
-    bar = progress.add_task(title, total=len(left) * num_batches)
+    total = len(left) * num_batches
+    bar = progress.add_task(title, total=total)
     while left:
         cells = next_pass(list(left.values()), bench, partial(_take, bench, sweep), sweep.watch.orders.alone)
         if cells:
@@ -128,8 +129,8 @@ def _run_cells(bench: Bench, sweep: _Sweep, title: str) -> None:
         else:  # others have them
             time.sleep(POLL_S)
             left = {key: cell for key, cell in left.items() if not sweep.store.has(key)}
-            progress.update(bar, completed=progress.tasks[bar].total - len(left) * num_batches)
-    progress.update(bar, description=f"{title}: accuracy", completed=progress.tasks[bar].total)
+            progress.update(bar, completed=total - len(left) * num_batches)
+    progress.update(bar, description=f"{title}: accuracy", completed=total)
 
 
 def _take(bench: Bench, sweep: _Sweep, cell: Cell) -> bool:

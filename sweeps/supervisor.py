@@ -52,7 +52,8 @@ class _Worker:
     """One process, and what it said last."""
 
     def __init__(self, context, words: Sequence[str], orders: Orders, run: Run):
-        self.task, self.orders, self._stops, self._code = Task("planning"), orders, 0, None
+        self.task, self.orders, self._stops = Task("planning"), orders, 0
+        self._code: int | None = None
         self._heard = time.monotonic()
         self._told, told = context.Pipe(duplex=False)
         self._process = context.Process(target=_work, args=(list(words), orders, told, run, dict(os.environ)))

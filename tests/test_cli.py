@@ -116,7 +116,7 @@ def test_the_first_line_says_how_much_there_is_to_do_and_where_it_goes(story):
 
 def test_each_cell_says_what_it_is_and_how_it_ended(story):
     lines = story.stopped.out.splitlines() + story.finished.out.splitlines()
-    assert "mini_cls (1/2): none: done" in lines and "mini_mean (2/2): evit r 8: refused" in lines
+    assert "mini_mean (2/2): tome r 8: done" in lines and "mini_mean (2/2): evit r 8: refused" in lines
 
 
 def test_the_table_shows_every_column(story):
