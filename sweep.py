@@ -2,7 +2,7 @@
 
 import sys
 
-from tokred.sweeps.cli import sweep
+from tokred.sweeps.cli import watched_sweep
 
 if __name__ == "__main__":
-    sys.exit(sweep(sys.argv[1:]))
+    sys.exit(watched_sweep(sys.argv[1:]))

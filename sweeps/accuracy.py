@@ -2,8 +2,8 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from tokred import Backbone, Method, ReducedModel
 from tokred.calibration import BudgetMissed, Calibration, calibrated
 from tokred.cost import Cost, mean
 from tokred.lit import EvaluationData, autocast, evaluate, finish
+from tokred.memory import ran_out
 from tokred.record import Record, Store, key_of, wilson
 from tokred.sweeps.calibration import CalibrationSamples
 from tokred.sweeps.conditions import conditions_of, device_of
@@ -42,6 +43,10 @@ class Bench:
             self._methods[key] = build_method(cell)
         return self._methods[key]
 
+    def with_batches_of(self, size: int) -> "Bench":
+        samples = EvaluationData(self.samples.source, self.backbone, batch_size=size, num_workers=self.config.workers)
+        return replace(self, samples=samples, config=replace(self.config, batch_size=size))
+
     @cached_property
     def calibration_inputs(self) -> list[torch.Tensor]:
         """Read once, when the first cell asks for them."""
@@ -53,49 +58,81 @@ class Bench:
         return [batch.inputs.reshape(-1, *backbone.sample_shape) for batch in loader if len(batch.index_B)]
 
 
-def passes(cells: Sequence[Cell], bench: Bench) -> list[list[Cell]]:
-    """The cells, in order, by the pass they share: at most ``cells_per_pass`` that run, and no more than leave half of the disk
-    free where they keep tokens of all samples until its end."""
-    room, found = shutil.disk_usage(tempfile.gettempdir()).free // 2, list[list[Cell]]()
+def next_pass(
+    cells: Iterable[Cell], bench: Bench, take: Callable[[Cell], bool], alone: Collection[str] = ()
+) -> list[Cell]:
+    """The first of the cells that ``take`` allows, to share a pass: at most ``cells_per_pass`` that run, and no more than leave
+    half of the disk free where they keep tokens of all samples until its end. A key in ``alone``: with none.
+    """
+    room, found = shutil.disk_usage(tempfile.gettempdir()).free // 2, list[Cell]()
     number, kept = 0, 0
     for cell in cells:
         own = bench.task.bytes_kept(cell.schedule.tokens[-1]) if cell.schedule else 0
-        if not found or number == bench.config.cells_per_pass or (number and kept + own > room):
-            found.append([])
-            number, kept = 0, 0
-        found[-1].append(cell)
-        number, kept = number + (cell.refused is None), kept + own
+        is_full = number == bench.config.cells_per_pass or (number and kept + own > room)
+        if found and (is_full or cell.key in alone or found[0].key in alone):
+            break
+        if take(cell):
+            found.append(cell)
+            number, kept = number + (cell.refused is None), kept + own
     return found
 
 
 def run_pass(
     cells: Sequence[Cell], bench: Bench, on_batch: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[Cell, Record]]:
-    """Each cell with its record, which is in the store by then; what goes wrong in a cell is its record's reason."""
-    entries = [_enter(cell, bench) for cell in cells]
-    running = [entry.evaluation for entry in entries if entry.evaluation is not None]
-    config = bench.config
-    if running:
-        try:
-            evaluate(running, bench.samples, on_batch=on_batch, device=device_of(config), precision=config.precision)
-        except Exception as error:  # of the data, or of Lightning: no cell of the pass can go on
-            for evaluation in running:
-                if evaluation.failed is None:
-                    evaluation.give_up(error)
+    """Each cell with its record, which is in the store by then; what goes wrong in a cell is its record's reason. Those that
+    memory does not suffice for are run again, on batches of half the size, until they hold one sample."""
+    entries, again = [_enter(cell, bench) for cell in cells], list[Cell]()
+    _evaluate([entry.evaluation for entry in entries if entry.evaluation is not None], bench, on_batch)
     for entry in entries:
         verdict = _judged(entry, bench)
-        spec = (entry.cell.key, entry.cell.spec)
-        record = Record(*spec, verdict.status, verdict.reason, verdict.result, conditions_of(config))
+        waits = bench.group.why and bench.group.cells[0] in again  # for the unreduced model's predictions
+        if bench.config.batch_size > 1 and (verdict.ran_out or (waits and verdict.status != "refused")):
+            again.append(entry.cell)
+            continue
+        record = record_of(entry.cell, bench, verdict)
         bench.store.add(record, verdict.predictions)
         yield entry.cell, record
+    if again:
+        yield from run_pass(again, bench.with_batches_of(bench.config.batch_size // 2), on_batch)
+
+
+def _evaluate(evaluations: list[Evaluation], bench: Bench, on_batch: Callable[[], None]) -> None:
+    if not evaluations:
+        return
+    config = bench.config
+    try:
+        evaluate(evaluations, bench.samples, on_batch=on_batch, device=device_of(config), precision=config.precision)
+    except Exception as error:  # of the data, or of Lightning: no cell of the pass can go on
+        for evaluation in evaluations:
+            if evaluation.failed is None:
+                evaluation.give_up(error)
 
 
 @dataclass(frozen=True)
-class _Verdict:
+class Verdict:
+    """What a record says beside its cell. ``ran_out``: memory did not suffice."""
+
     status: str
     reason: str | None = None
     result: dict[str, Any] = field(default_factory=dict)
     predictions: dict[str, np.ndarray] | None = None
+    kind: str | None = None
+    ran_out: bool = False
+
+
+def record_of(cell: Cell, bench: Bench, verdict: Verdict) -> Record:
+    conditions = conditions_of(bench.config)
+    return Record(
+        cell.key,
+        cell.spec,
+        verdict.status,
+        verdict.reason,
+        verdict.result,
+        conditions,
+        kind=verdict.kind,
+        made_of=cell.made_of,
+    )
 
 
 @dataclass(frozen=True)
@@ -105,22 +142,22 @@ class _Entry:
     cell: Cell
     evaluation: Evaluation | None = None
     solved: Calibration | None = None
-    verdict: _Verdict | None = None
+    verdict: Verdict | None = None
 
 
 def _enter(cell: Cell, bench: Bench) -> _Entry:
     if cell.refused is not None or cell.schedule is None:
-        return _Entry(cell, verdict=_Verdict("refused", cell.refused))
+        return _Entry(cell, verdict=Verdict("refused", cell.refused))
     try:
         model, solved = reduced_model(cell, bench)
         return _Entry(cell, bench.task.evaluation(model), solved)
     except BudgetMissed as error:
-        return _Entry(cell, verdict=_Verdict("refused", str(error)))
+        return _Entry(cell, verdict=Verdict("refused", str(error)))
     except Exception as error:  # a plugin can raise anything; the sweep goes on
-        return _Entry(cell, verdict=_Verdict("failed", reason_of(error)))
+        return _Entry(cell, verdict=_failed(error))
 
 
-def _judged(entry: _Entry, bench: Bench) -> _Verdict:
+def _judged(entry: _Entry, bench: Bench) -> Verdict:
     """What became of a cell, once the pass is over."""
     if entry.evaluation is None:
         assert entry.verdict is not None
@@ -128,22 +165,27 @@ def _judged(entry: _Entry, bench: Bench) -> _Verdict:
     try:
         return _found(entry.cell, entry.evaluation, entry.solved, bench)
     except Exception as error:  # likewise
-        return _Verdict("failed", reason_of(error))
+        verdict = _failed(error)
+        return replace(verdict, ran_out=verdict.ran_out or entry.evaluation.ran_out)
     finally:
         entry.evaluation.close()
 
 
-def _found(cell: Cell, evaluation: Evaluation, solved: Calibration | None, bench: Bench) -> _Verdict:
+def _failed(error: Exception) -> Verdict:
+    return Verdict("failed", reason_of(error), kind="error", ran_out=ran_out(error))
+
+
+def _found(cell: Cell, evaluation: Evaluation, solved: Calibration | None, bench: Bench) -> Verdict:
     if evaluation.failed is None:
         finish(evaluation, device=device_of(bench.config), precision=bench.config.precision)
     outcome, model = evaluation.outcome(), evaluation.model
     if outcome.invalid:
         first = ", ".join(map(str, outcome.invalid[:5]))
         reason = f"the scores of {len(outcome.invalid)} samples are not finite (indices {first})"
-        return _Verdict("invalid", reason)
+        return Verdict("invalid", reason)
     kept = outcome.arrays | _reference(cell, bench.group, outcome, bench.store)
     result = _result(model, bench.group, bench.task, outcome, kept) | _spent(model, evaluation.counts, bench.task)
-    return _Verdict("done", None, result | ({"calibration": asdict(solved)} if solved else {}), kept)
+    return Verdict("done", None, result | ({"calibration": asdict(solved)} if solved else {}), kept)
 
 
 def reduced_model(cell: Cell, bench: Bench) -> tuple[ReducedModel, Calibration | None]:

@@ -1,6 +1,7 @@
-"""The command line: ``tokred sweep ...`` (in a clone: ``python sweep.py ...``), ``profile``, ``list`` and ``power``.
+"""The command line: ``tokred sweep`` (in a clone: ``python sweep.py``), ``profile``, ``status``, ``drift``, ``list``, ``power``.
 
-Exit codes: 0 all cells done (or refused with a reason), 2 the command cannot be understood, 3 some cells failed, 4 all did.
+Exit codes: 0 all cells done (or refused with a reason), 2 the command cannot be understood or a file not be written, 3 some cells
+failed, 4 all did, 130 stopped by Ctrl+C.
 """
 
 import fnmatch
@@ -10,18 +11,24 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tokred.model import Method
-from tokred.reduction import method_options
 from tokred.registry import BACKBONES, METHODS, Registry, load_file
+from tokred.sweeps.supervisor import supervised
+from tokred.sweeps.watch import Watch
+
+if TYPE_CHECKING:  # the supervisor of a sweep has no use for torch
+    from tokred.model import Method
 
 USAGE = """\
 usage: tokred sweep [KEY=VALUE ...]   compare methods: accuracy, MACs, speed   (in a clone: python sweep.py [KEY=VALUE ...])
        tokred profile [KEY=VALUE ...] where the time of each model goes, by layer and part
        tokred report RUN              the report of a run folder again: report.html, report.md, tables for papers
        tokred report RUN_A RUN_B      what changed from the one to the other   [out=FILE.html]
+       tokred status RUN_DIR          how a sweep stands, also while it runs
+       tokred drift RUN_DIR [...]     what its command would run again, and what has changed since
        tokred list [PATTERN]          methods and backbones, a line each
        tokred list --markdown         the methods in full, as docs/methods.md
        tokred power n=N discordant=D  the smallest difference that N samples will show, where methods disagree on a share D
@@ -72,7 +79,8 @@ Speed, beside the unreduced model in the same rounds: timing.rounds=20 (0: none)
 
 Others: batch_size, workers (processes that read data ahead), cells_per_pass (that share one reading of the data), device (auto,
   cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), traces (samples whose tokens are followed, for the figures of what is
-  kept; 0: none), allow_clip, out (run folder), plugins (Python files of your own)
+  kept; 0: none), allow_clip, out (run folder), plugins (Python files of your own), timeout (seconds that a cell may take without
+  any progress), retry (retry=failed: also the cells that failed before)
 Experiments: experiment=NAME, one of
 {experiments}
 
@@ -103,11 +111,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command ``tokred``."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["sweep"]:
-        return sweep(words[1:])
+        return watched_sweep(words[1:])
     if words[:1] == ["profile"]:
         return profile(words[1:])
     if words[:1] == ["report"]:
         return _guarded(lambda: _report(words[1:]), stopped="stopped")
+    if words[:1] == ["status"]:
+        return _guarded(lambda: _status(words[1:]), stopped="stopped")
+    if words[:1] == ["drift"]:
+        return _guarded(lambda: _drift(words[1:]), stopped="stopped")
     if words[:1] == ["list"]:
         return _guarded(lambda: _list(words[1:]))
     if words[:1] == ["power"]:
@@ -116,11 +128,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if words[:1] in (["--help"], ["-h"], []) else 2
 
 
-def sweep(words: Sequence[str]) -> int:
-    """``python sweep.py``: runs a sweep and shows what came out."""
+def watched_sweep(words: Sequence[str]) -> int:
+    """``python sweep.py``: ``sweep`` in a process of its own, which may break."""
     if any(word in ("--help", "-h") for word in words):
         return _guarded(_help)
-    return _guarded(lambda: _sweep(words))
+    return _guarded(lambda: supervised(words, sweep))
+
+
+def sweep(words: Sequence[str], watch: Watch | None = None) -> int:
+    """Runs a sweep in this process and shows what came out."""
+    return _guarded(lambda: _sweep(words, watch or Watch()))
 
 
 def profile(words: Sequence[str]) -> int:
@@ -150,10 +167,12 @@ def _guarded(
         return 130
 
 
-def _sweep(words: Sequence[str]) -> int:
+def _sweep(words: Sequence[str], watch: Watch) -> int:
     from tokred.data import create_data
     from tokred.record import Store, key_of
+    from tokred.sweeps.conditions import conditions_of
     from tokred.sweeps.config import read_config
+    from tokred.sweeps.drift import other_conditions
     from tokred.sweeps.plan import make_plan
     from tokred.sweeps.run import device_of, run_plan
 
@@ -167,17 +186,71 @@ def _sweep(words: Sequence[str]) -> int:
     keys = [cell.key for group in plan for cell in group.cells]
     out = Path(config.out) if config.out else Path("runs") / f"{config.data['name']}-{key_of(keys)[:8]}"
     store = Store(out).create()
-    _say(console, f"{len(keys)} cells, {len(data)} samples each, on {device_of(config)}; records in {out}")
-    for registry in (METHODS, BACKBONES):
-        for label, error in registry.broken.items():
-            _say(console, f"plugin {label} did not load: {error}")
-    tally = run_plan(plan, config, data, store, console)
+    if not watch.orders.again:
+        _say(console, f"{len(keys)} cells, {len(data)} samples each, on {device_of(config)}; records in {out}")
+        for registry in (METHODS, BACKBONES):
+            for label, error in registry.broken.items():
+                _say(console, f"plugin {label} did not load: {error}")
+        for damaged in store.heal(keys):
+            _say(console, f"damaged: {damaged}: set aside in {store.folder / 'damaged'}, and its cell is run again")
+    tally = run_plan(plan, config, data, store, console, watch=watch, words=words)
+    watch.phase("the tables and figures")
     if tally.kept:
         _say(console, f"{tally.kept} of {len(keys)} cells were there already and were not run again")
+        for what, n in other_conditions(store.planned(), conditions_of(config)).items():
+            _say(console, f"{n} of the cells were made with {what}; accuracies are not run again for that")
     _show(store, console)
+    if tally.failed and config.retry is None:
+        _say(console, f"{tally.failed} cells failed; they are tried again with retry=failed")
     if tally.failed:
         return 4 if tally.done == 0 else 3
     return 0
+
+
+def _status(words: Sequence[str]) -> int:
+    from tokred.record import Store
+    from tokred.sweeps.status import lines, read_status
+
+    if len(words) != 1:
+        raise ValueError(
+            f"tokred status takes a run folder, as tokred status runs/NAME; got {' '.join(words) or 'none'}"
+        )
+    store = Store(words[0])
+    for line in lines(read_status(store), store):
+        _say(_console(), line)
+    return 0
+
+
+def _drift(words: Sequence[str]) -> int:
+    from tokred.data import create_data
+    from tokred.record import Store
+    from tokred.sweeps.conditions import conditions_of
+    from tokred.sweeps.config import read_config
+    from tokred.sweeps.drift import drift, lines
+    from tokred.sweeps.plan import make_plan
+
+    if not words or "=" in words[0]:
+        raise ValueError(
+            "tokred drift takes a run folder, and words that are to be other, as tokred drift runs/NAME r=8"
+        )
+    store = Store(words[0])
+    if not (store.folder / "plan.json").is_file():
+        raise ValueError(
+            f"{store.folder} is no run folder: it has no plan.json; sweeps name theirs in their first line"
+        )
+    config = read_config(_other_words(store.plan().get("words", []), words[1:]))
+    for path in config.plugins:
+        load_file(path)
+    cells = [cell for group in make_plan(config, create_data(**config.data)) for cell in group.cells]
+    for line in lines(drift(cells, store), conditions_of(config), store):
+        _say(_console(), line)
+    return 0
+
+
+def _other_words(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """The words of a sweep, with those of the same names replaced."""
+    names = {word.partition("=")[0] for word in now}
+    return [*(word for word in before if word.partition("=")[0] not in names), *now]
 
 
 def _console() -> Console:
@@ -334,8 +407,10 @@ def _plugins(pattern: str, *, every: bool = False) -> str:
     return "\n".join("\n".join([title, *lines]) for title, lines in parts.items() if lines)
 
 
-def _method_line(cls: type[Method]) -> str:
+def _method_line(cls: "type[Method]") -> str:
     """A line; its options on one of their own where there are many."""
+    from tokred.reduction import method_options
+
     line = f"  {cls.name:<14} {_about(sys.modules[cls.__module__])}"
     options = f"[{', '.join(method_options(cls))}]".replace("[]", "")
     return f"{line} {options}".rstrip() if len(line) + len(options) < 150 else f"{line}\n{'':<17}{options}"

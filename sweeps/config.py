@@ -69,6 +69,8 @@ class SweepConfig:
     cells_per_pass: int
     workers: int
     traces: int
+    timeout: float | None
+    retry: str | None
     device: str
     precision: str
     timing: Timing
@@ -106,6 +108,8 @@ def read_config(overrides: Sequence[str]) -> SweepConfig:
         cells_per_pass=_at_least(1, raw, "cells_per_pass"),
         workers=_at_least(0, raw, "workers"),
         traces=_at_least(0, raw, "traces"),
+        timeout=_seconds(raw["timeout"]),
+        retry=None if raw["retry"] is None else _one_of(("failed",), raw, "retry"),
         device=_one_of(("auto", "cpu", "cuda"), raw, "device"),
         precision=_one_of(PRECISIONS, raw, "precision"),
         timing=_timing(_mapping(raw, "timing")),
@@ -295,6 +299,14 @@ def _at_least(least: int, raw: dict[str, Any], name: str) -> int:
     if _a(int, raw, name) < least:
         raise ValueError(f"{name} must be at least {least}; got {raw[name]}")
     return raw[name]
+
+
+def _seconds(value: Any) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 < value < float("inf"):
+        raise ValueError(f"timeout must be a number of seconds above 0, or null for none; got {value!r}")
+    return float(value)
 
 
 def _one_of(choices: Collection[str], raw: dict[str, Any], name: str) -> str:

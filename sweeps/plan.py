@@ -8,7 +8,7 @@ import inspect
 import itertools
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Cell:
     schedule: Schedule | None
     refused: str | None = None
     budget: float | None = None  # to be met by an option of the method, on calibration samples, when the cell is run
+    made_of: dict[str, Any] = field(default_factory=dict)  # of what beside the spec the key is the hash
 
     @property
     def label(self) -> str:
@@ -179,12 +180,19 @@ def _group(
         "agreement": bool(why),
         **task.identity(),
     }
-    place = _Place(backbone, fixed, identity | {"core": _core_hash()}, config, calibration)
-    cells = [_cell(place, "none", {}, _amount(None, None, None, None), None)]
+    place = _Place(
+        backbone,
+        fixed,
+        identity | {"core": _core_hash()},
+        _source_hash(family_of(name)),
+        config,
+        calibration,
+    )
+    cells = [*_cells(place, "none", {}, _amount(None, None, None, None), [None])]
     for method, options in methods:
+        seeds = _seeds(method, options, config)
         for amount in _all_amounts(config, method):
-            for seed in _seeds(method, options, config):
-                cells.append(_cell(place, method, options, amount, seed))
+            cells.extend(_cells(place, method, options, amount, seeds))
     return Group(name, weights, why, tuple({cell.key: cell for cell in cells}.values()), identity)
 
 
@@ -220,35 +228,51 @@ class _Place:
     backbone: Backbone
     fixed: dict[str, Any]  # of their spec
     identity: dict[str, Any]  # of their key
+    family: str  # the hash of the backbone's
     config: SweepConfig
     calibration: CalibrationSamples
 
 
-def _cell(place: _Place, name: str, options: dict[str, Any], amount: dict[str, Any], seed: int | None) -> Cell:
-    fixed = place.fixed
-    spec = {"method": name, "options": options, **fixed, "schedule": amount, "seed": seed}
-    content = {
-        **place.identity,
-        # of weights and data, the contents count and not the paths
-        "cell": {**spec, "weights": None, "data": fixed["data"] | dict.fromkeys(DATA_PATHS)},
-        "method": _source_hash(METHODS[name]),
-        "family": _source_hash(family_of(fixed["backbone"])),
-    }
+@dataclass(frozen=True)
+class _Planned:
+    """What was made of an amount, for all seeds; ``made_of``: what counts of it for the key."""
+
+    made_of: dict[str, Any]
+    schedule: Schedule | None = None
+    refused: str | None = None
+    budget: float | None = None
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+
+def _cells(
+    place: _Place, name: str, options: dict[str, Any], amount: dict[str, Any], seeds: list[int | None]
+) -> Iterator[Cell]:
+    """One for each seed. For the key, of weights and data the contents count and not the paths."""
+    planned = _planned(place, name, options, amount)
+    sources = {"method": _source_hash(METHODS[name]), "family": place.family}
+    made_of = {**place.identity, **sources, **planned.made_of}
+    what = (planned.schedule, planned.refused, planned.budget, made_of)
+    for seed in seeds:
+        spec = {"method": name, "options": options, **place.fixed, "schedule": amount, "seed": seed}
+        counts = {**spec, "weights": None, "data": spec["data"] | dict.fromkeys(DATA_PATHS)}
+        yield Cell(key_of({**made_of, "cell": counts}), spec | planned.calibration, *what)
+
+
+def _planned(place: _Place, name: str, options: dict[str, Any], amount: dict[str, Any]) -> _Planned:
     try:
         method, clip = create_method(name, **options), place.config.allow_clip
         if not method.varies or (amount["kind"] != "budget" and "match" not in amount):
             plan = _schedule(place.backbone, method, amount, clip)
-            return Cell(key_of({**content, "tokens": plan.tokens}), spec, plan)
+            return _Planned({"tokens": plan.tokens}, plan)
         check_saves(method)
         check_knob(method, place.backbone, options)
         plan = plan_schedule(place.backbone, method, layers=amount["layers"])
         apart = place.calibration.source()
-        spec["calibration"] = apart.description()
         budget = _share_of(place.backbone, amount, clip) if "match" in amount else amount["amount"]
-        key = key_of({**content, "layers": plan.own_layers, "budget": budget, "calibration": apart.digest()})
-        return Cell(key, spec, plan, budget=budget)
+        made_of = {"layers": plan.own_layers, "budget": budget, "calibration": apart.digest()}
+        return _Planned(made_of, plan, budget=budget, calibration={"calibration": apart.description()})
     except ValueError as error:
-        return Cell(key_of({**content, "tokens": None}), spec, None, str(error))
+        return _Planned({"tokens": None}, refused=str(error))
 
 
 def _schedule(backbone: Backbone, method: Method, amount: dict[str, Any], allow_clip: bool) -> Schedule:
@@ -295,12 +319,16 @@ def _share_of(backbone: Backbone, amount: dict[str, Any], allow_clip: bool) -> f
 def _core_hash() -> str:
     """Of all core modules: the sums, the matching, the attention are there, and a change of them changes results."""
     folder = Path(tokred.__file__).parent
-    apart = {"testing.py", "timing.py", "profile.py", "training.py", "text_training.py"}  # which no result depends on
+    apart = {  # which no result depends on
+        *("testing.py", "timing.py", "profile.py", "training.py", "text_training.py"),
+        *("record.py", "sealed.py", "memo.py", "catalogue.py", "onnx_export.py"),
+    }
     found = [*folder.glob("*.py"), *folder.glob("data/*.py"), *folder.glob("tasks/*.py")]
     files = [path for path in sorted(found) if path.name not in apart]
     return key_of({str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
 
 
+@cache
 def _source_hash(cls: type) -> str:
     """Of the file a plugin is in: a method that was changed is another one."""
     path = inspect.getsourcefile(sys.modules[cls.__module__])

@@ -1,25 +1,30 @@
 """Runs a plan: the cells of each backbone to records, then their timing, interleaved."""
 
 import logging
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.nn.modules.module import register_module_forward_hook
 
 from tokred.data import DataSource
 from tokred.lit import EvaluationData
-from tokred.record import Store, write_json
+from tokred.record import Record, Store
+from tokred.sealed import write_json
 from tokred.sweeps import tracing
-from tokred.sweeps.accuracy import Bench, finished_model, passes, run_pass
+from tokred.sweeps.accuracy import Bench, Verdict, finished_model, next_pass, record_of, run_pass
+from tokred.sweeps.claims import POLL_S, Claims
 from tokred.sweeps.conditions import device_of
 from tokred.sweeps.config import SweepConfig
 from tokred.sweeps.plan import Cell, Group, build_backbone, build_task
-from tokred.sweeps.speed import measure, open_measurements
+from tokred.sweeps.speed import is_measured, measure, open_measurements
+from tokred.sweeps.watch import Task, Watch
 from tokred.tasks.task import reason_of
 
 AS_IT_IS: Any = {"highlight": False, "markup": False, "soft_wrap": True}  # for the console: a name may hold brackets
@@ -35,68 +40,189 @@ class Tally:
     kept: int  # of all these, records that were there before
 
 
-def run_plan(plan: Sequence[Group], config: SweepConfig, data: DataSource, store: Store, console: Console) -> Tally:
-    """Runs what has no record yet. The cells of one pass over the data are on disk before the next pass begins."""
-    cells = [cell for group in plan for cell in group.cells]
-    to_time = config.timing.measurements
-    write_json(store.folder / "plan.json", {"keys": [cell.key for cell in cells], "timings": to_time})
-    kept = sum(_finished(cell, store) for cell in cells)
-    with _quiet(), _progress(console) as progress:
+@dataclass(frozen=True)
+class _Sweep:
+    """What all groups of a plan have in common."""
+
+    config: SweepConfig
+    data: DataSource
+    store: Store
+    claims: Claims
+    watch: Watch
+    progress: Progress
+
+    def say(self, text: str) -> None:
+        self.progress.console.print(text, **AS_IT_IS)
+
+
+def run_plan(
+    plan: Sequence[Group],
+    config: SweepConfig,
+    data: DataSource,
+    store: Store,
+    console: Console,
+    *,
+    watch: Watch | None = None,
+    words: Sequence[str] = (),
+) -> Tally:
+    """Runs what has no record yet. The cells of one pass over the data are on disk before the next pass begins. Of several
+    processes that run a plan in one folder each runs other cells; all end when all cells are there."""
+    cells, watch = [cell for group in plan for cell in group.cells], watch or Watch()
+    if not watch.orders.again:
+        _begin(cells, config, store, words)
+    with _quiet(), _progress(console) as progress, Claims(store.folder) as claims:
+        sweep = _Sweep(config, data, store, claims, watch, progress)
         for number, group in enumerate(plan, start=1):
-            _run_group(group, config, data, store, progress, f"{group.backbone} ({number}/{len(plan)})")
+            _run_group(group, sweep, f"{group.backbone} ({number}/{len(plan)})")
     statuses = [record.status for cell in cells if (record := store.get(cell.key)) is not None]
     failed = statuses.count("failed") + statuses.count("invalid")
-    return Tally(statuses.count("done"), statuses.count("refused"), failed, kept)
+    return Tally(statuses.count("done"), statuses.count("refused"), failed, store.plan()["kept"])
 
 
-def _finished(cell: Cell, store: Store) -> bool:
-    """A cell that failed is tried again."""
-    record = store.get(cell.key)
-    return record is not None and record.status != "failed"
+def _begin(cells: Sequence[Cell], config: SweepConfig, store: Store, words: Sequence[str]) -> None:
+    """Forgets what is to be tried again, and writes the plan."""
+    for cell in cells:
+        if (record := store.get(cell.key)) is not None and _is_tried_again(record, config):
+            store.forget(cell.key)
+    keys = [cell.key for cell in cells]
+    plan = {"keys": keys, "timings": config.timing.measurements, "words": list(words), "started": time.time()}
+    write_json(store.folder / "plan.json", plan | {"kept": sum(map(store.has, keys))})
 
 
-def _run_group(
-    group: Group, config: SweepConfig, data: DataSource, store: Store, progress: Progress, title: str
-) -> None:
-    open_cells = [cell for cell in group.cells if not _finished(cell, store)]
-    asked = tracing.wanted(group, data, store, config.traces)
-    untraced = tracing.untraced(group, asked, store)
-    if not open_cells and not untraced and not open_measurements(group, config, store):
+def _is_tried_again(record: Record, config: SweepConfig) -> bool:
+    """What was killed from outside always: that was not its own doing, or with more memory it may be otherwise."""
+    asked = config.retry == "failed" and record.status in ("failed", "invalid")
+    return asked or (record.status == "failed" and record.kind == "killed")
+
+
+def _run_group(group: Group, sweep: _Sweep, title: str) -> None:
+    config, store = sweep.config, sweep.store
+    is_open = not all(store.has(cell.key) for cell in group.cells)
+    if not is_open:
+        asked = tracing.wanted(group, sweep.data, store, config.traces)
+        if not tracing.untraced(group, asked, store) and not open_measurements(group, config, store):
+            return
+    backbone = build_backbone(config, sweep.data, group.backbone, group.weights).to(device_of(config))
+    samples = EvaluationData(sweep.data, backbone, batch_size=config.batch_size, num_workers=config.workers)
+    bench = Bench(group, backbone, build_task(config, sweep.data, backbone), samples, config, store)
+    _run_cells(bench, sweep, title)
+    _trace(bench, sweep, title)
+    _time(bench, sweep, title)
+
+
+def _run_cells(bench: Bench, sweep: _Sweep, title: str) -> None:
+    """Until all have a record, of whatever process."""
+    progress, num_batches = sweep.progress, len(bench.samples.batches)
+    left = {cell.key: cell for cell in bench.group.cells if not sweep.store.has(cell.key)}
+    total = len(left) * num_batches
+    bar = progress.add_task(title, total=total)
+    while left:
+        cells = next_pass(list(left.values()), bench, partial(_take, bench, sweep), sweep.watch.orders.alone)
+        if cells:
+            named = cells[0].label if len(cells) == 1 else f"{len(cells)} cells"
+            progress.update(bar, description=f"{title}: {named}")
+            for cell, record in _records(cells, bench, sweep, on_batch=partial(progress.advance, bar, len(cells))):
+                sweep.claims.release(cell.key)
+                del left[cell.key]
+                if progress.disable:  # no terminal to draw a bar on
+                    sweep.say(f"{title}: {cell.label}: {record.status}")
+        else:  # others have them
+            time.sleep(POLL_S)
+            left = {key: cell for key, cell in left.items() if not sweep.store.has(key)}
+            progress.update(bar, completed=total - len(left) * num_batches)
+    progress.update(bar, description=f"{title}: accuracy", completed=total)
+
+
+def _take(bench: Bench, sweep: _Sweep, cell: Cell) -> bool:
+    """Whether this process is to run the cell. Where cells are compared with the unreduced model's predictions, they wait for
+    them, or are in a pass with it."""
+    first, store, claims = bench.group.cells[0].key, sweep.store, sweep.claims
+    if bench.group.why and cell.key != first and not store.has(first) and not claims.holds(first):
+        return False
+    if not claims.take(cell.key):
+        return False
+    if store.has(cell.key):  # another has run it meanwhile
+        claims.release(cell.key)
+        return False
+    return True
+
+
+def _records(
+    cells: Sequence[Cell], bench: Bench, sweep: _Sweep, on_batch: Callable[[], None]
+) -> Iterator[tuple[Cell, Record]]:
+    """Those that ended their process are recorded as failed; the others run."""
+    orders, to_run = sweep.watch.orders, list[Cell]()
+    for cell in cells:
+        if (death := orders.death_of(cell.key, cell.spec["method"])) is None or cell.refused is not None:
+            to_run.append(cell)
+            continue
+        record = record_of(cell, bench, Verdict("failed", death.reason, kind=death.kind))
+        bench.store.add(record)
+        yield cell, record
+    if not to_run:
         return
-    backbone = build_backbone(config, data, group.backbone, group.weights).to(device_of(config))
-    samples = EvaluationData(data, backbone, batch_size=config.batch_size, num_workers=config.workers)
-    bench = Bench(group, backbone, build_task(config, data, backbone), samples, config, store)
-    total = len(open_cells) * len(samples.batches)
-    task = progress.add_task(title, total=total)
-    for cells in passes(open_cells, bench):
-        named = cells[0].label if len(cells) == 1 else f"{len(cells)} cells"
-        progress.update(task, description=f"{title}: {named}")
-        for cell, record in run_pass(cells, bench, on_batch=partial(progress.advance, task, len(cells))):
-            if progress.disable:  # no terminal to draw a bar on
-                progress.console.print(f"{title}: {cell.label}: {record.status}", **AS_IT_IS)
-    progress.update(task, description=f"{title}: accuracy", completed=total)
-    _trace(bench, progress, title)
-    for measurement in open_measurements(group, config, store):
-        store.add_timing(measure(measurement, bench, progress, title))
+    if size := orders.batch_sizes.get(to_run[0].key):
+        bench = bench.with_batches_of(size)
+    keys, methods = zip(*((cell.key, cell.spec["method"]) for cell in to_run))
+    with (
+        sweep.watch.during(Task("pass", keys, methods, bench.config.batch_size, sweep.config.timeout)),
+        _heard(sweep.watch),
+    ):
+        yield from run_pass(to_run, bench, on_batch)
 
 
-def _trace(bench: Bench, progress: Progress, title: str) -> None:
+@contextmanager
+def _heard(watch: Watch) -> Iterator[None]:
+    """Every part of a model that comes to its end is a sign of progress."""
+    hook = register_module_forward_hook(watch.beat)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _trace(bench: Bench, sweep: _Sweep, title: str) -> None:
     """Of the cells that have none of these samples yet. What goes wrong in one is said, and the others go on."""
     asked = tracing.wanted(bench.group, bench.samples.source, bench.store, bench.config.traces)
-    cells = tracing.untraced(bench.group, asked, bench.store)
+    cells = {f"{cell.key}.trace": cell for cell in tracing.untraced(bench.group, asked, bench.store)}
     if not cells:
         return
-    task, samples = progress.add_task(f"{title}: traces", total=len(cells)), None
-    for cell in cells:
+    bar, samples = sweep.progress.add_task(f"{title}: traces", total=len(cells)), None
+    for name in sweep.claims.each(cells, lambda name: not tracing.is_traced(cells[name], asked, bench.store)):
+        cell = cells[name]
         try:
-            samples = samples or tracing.read(asked, bench)
-            arrays = tracing.arrays(finished_model(cell, bench), samples, bench)
+            with _own(Task("trace", (cell.key,), (cell.spec["method"],)), sweep), _heard(sweep.watch):
+                samples = samples or tracing.read(asked, bench)
+                arrays = tracing.arrays(finished_model(cell, bench), samples, bench)
+        except Exception as error:  # a plugin can raise anything; the record is there
+            sweep.say(f"{title}: {cell.label}: not traced: {reason_of(error)}")
+        else:
             if cell.key == bench.group.cells[0].key:
                 arrays |= tracing.pictures(samples, bench.backbone.grid)
             bench.store.add_trace(cell.key, arrays)
-        except Exception as error:  # a plugin can raise anything; the record is there
-            progress.console.print(f"{title}: {cell.label}: not traced: {reason_of(error)}", **AS_IT_IS)
-        progress.advance(task)
+        sweep.progress.advance(bar)
+
+
+def _time(bench: Bench, sweep: _Sweep, title: str) -> None:
+    found = {one.name: one for one in open_measurements(bench.group, bench.config, bench.store)}
+    for name in sweep.claims.each(found, lambda name: not is_measured(name, bench.store)):
+        try:
+            with _own(Task("timing", (name,)), sweep):
+                timing = measure(found[name], bench, sweep.progress, title, sweep.watch.beat)
+        except Exception as error:  # in the middle of the rounds; the records are there
+            said = reason_of(error) if isinstance(error, ValueError) else str(error)
+            sweep.say(f"{title}: speed was not measured: {(said or type(error).__name__).splitlines()[0]}")
+        else:
+            bench.store.add_timing(timing)
+
+
+@contextmanager
+def _own(task: Task, sweep: _Sweep) -> Iterator[None]:
+    """Raises ValueError where an earlier process died of it."""
+    if reason := sweep.watch.orders.skipped.get((task.what, task.names[0])):
+        raise ValueError(f"it {reason}")
+    with sweep.watch.during(replace(task, limit_s=sweep.config.timeout)):
+        yield
 
 
 @contextmanager

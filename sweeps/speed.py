@@ -54,17 +54,28 @@ def open_measurements(group: Group, config: SweepConfig, store: Store) -> list[M
     return [measurement for measurement in wanted if cells and measurement.name not in there]
 
 
-def measure(measurement: Measurement, bench: Bench, progress: Progress, title: str) -> Timing:
-    """On one batch of the data."""
+def is_measured(name: str, store: Store) -> bool:
+    return any(found.name == name and found.models for found in store.all_timings())
+
+
+def measure(
+    measurement: Measurement, bench: Bench, progress: Progress, title: str, beat: Callable[[], None] = lambda: None
+) -> Timing:
+    """On one batch of the data. ``beat`` is called after every model and every round."""
     config, device, started = bench.config, device_of(bench.config), _load()
     names = [NULL, *(cell.key for cell in measurement.cells)]
-    on_round = _announced(measurement, len(names), config.timing.rounds, progress, title)
+    advance = _announced(measurement, len(names), config.timing.rounds, progress, title)
+
+    def on_round() -> None:
+        advance()
+        beat()
+
     try:
         models: dict[str, nn.Module] = {NULL: bench.backbone}
         models |= {cell.key: finished_model(cell, bench) for cell in measurement.cells}
         inputs = one_batch(bench.samples, bench.backbone.sample_shape, measurement.batch_size).to(device)
         with torch.inference_mode(), autocast(device, config.precision), _compiler(measurement.mode):
-            ready, left_out = _made_ready(models, inputs, measurement, device)
+            ready, left_out = _made_ready(models, inputs, measurement, device, beat)
             times = _timed(ready, config.timing.rounds, device, on_round) if ready else {}
             shares = {name: _reduction_share(models[name], inputs, measurement.mode) for name in times}
     except Exception as error:  # in the middle of the rounds, say; the records are there
@@ -111,7 +122,7 @@ def one_batch(samples: EvaluationData, shape: tuple[int, ...], size: int) -> Ten
 
 
 def _made_ready(
-    models: Mapping[str, nn.Module], inputs: Tensor, measurement: Measurement, device: str
+    models: Mapping[str, nn.Module], inputs: Tensor, measurement: Measurement, device: str, beat: Callable[[], None]
 ) -> tuple[dict[str, _Ready], dict[str, str]]:
     """The models, and of those that cannot be timed the reason."""
     ready, left_out = {}, {}
@@ -123,6 +134,7 @@ def _made_ready(
             if ran_out(error):
                 return {}, _dropped(models, labels[name])
             left_out[name] = first_line(error)
+        beat()
     if NULL in left_out:
         return {}, dict.fromkeys(models, f"the unreduced model does not run: {left_out[NULL]}")
     return ready, left_out

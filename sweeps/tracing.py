@@ -74,7 +74,7 @@ def wanted(group: Group, data: DataSource, store: Store, num_traces: int) -> Wan
 def untraced(group: Group, asked: Wanted, store: Store) -> list[Cell]:
     """The cells that are done and whose trace is missing, or one of other samples."""
     done = [cell for cell in group.cells if (record := store.get(cell.key)) is not None and record.status == "done"]
-    return [cell for cell in done if asked.spread and not _is_traced(cell, asked, store)]
+    return [cell for cell in done if asked.spread and not is_traced(cell, asked, store)]
 
 
 def read(asked: Wanted, bench: Bench) -> Samples:
@@ -190,7 +190,8 @@ def _part(model: ReducedModel, inputs: Tensor) -> tuple[np.ndarray, ...]:
     return first_RSP, size_RSP, feature_SC.float().cpu().numpy().astype(np.float16)
 
 
-def _is_traced(cell: Cell, asked: Wanted, store: Store) -> bool:
+def is_traced(cell: Cell, asked: Wanted, store: Store) -> bool:
+    """Whether there is a readable trace of these samples."""
     try:
         known = store.trace(cell.key, ("asked",))
     except ValueError:  # unreadable: it is made again

@@ -1,136 +1,138 @@
-"""What a report claims: the correction, the family, and its sentences."""
+"""Claims: one process at a time, whatever becomes of it."""
 
-from dataclasses import replace
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import asdict, replace
 
-import numpy as np
 import pytest
 
-from tests.records import full_run, made_curve
-from tokred.analysis.claims import benjamini_hochberg, claim, claims, holm
-from tokred.analysis.compare import delta_auc
-from tokred.analysis.curves import Curve, curves
-
-GOOD, BAD = (0.80, 0.84, 0.86), (0.66, 0.70, 0.73)
+from tokred.sweeps import claims
+from tokred.sweeps.claims import Claims, Owner, claimed
 
 
-def three(**more):
-    return [
-        made_curve("tome", accuracies=GOOD, seed=1, **more),
-        made_curve("evit", accuracies=GOOD, seed=2, **more),
-        made_curve("drop", accuracies=BAD, seed=3, **more),
-    ]
+@pytest.fixture
+def mine(tmp_path):
+    with Claims(tmp_path) as found:
+        yield found
 
 
-def test_holm_has_the_golden_values():
-    assert holm([0.001, 0.01, 0.02, 0.03, 0.5]) == pytest.approx([0.005, 0.04, 0.06, 0.06, 0.5])
+@pytest.fixture
+def others(tmp_path):
+    with Claims(tmp_path) as found:
+        yield found
 
 
-def test_holm_keeps_the_order_of_what_it_was_given():
-    assert holm([0.5, 0.001, 0.03, 0.02, 0.01]) == pytest.approx([0.5, 0.005, 0.06, 0.06, 0.04])
+def claim(folder, owner, number=0):
+    (folder / "claims").mkdir(exist_ok=True)
+    path = folder / "claims" / f"a.{number}"
+    path.write_text(json.dumps(asdict(owner)))
+    return path
 
 
-def test_benjamini_and_hochberg_is_the_formula_written_as_a_loop():
-    given = np.random.default_rng(0).random(20) ** 3
-    ordered = sorted(given)
-    expected = {p: min(ordered[j] * 20 / (j + 1) for j in range(i, 20)) for i, p in enumerate(ordered)}
-    assert benjamini_hochberg(given) == pytest.approx([min(1.0, expected[p]) for p in given])
+@pytest.fixture
+def dead():
+    """A process of this machine that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return replace(claims._self(), pid=process.pid)
 
 
-def test_all_pairs_of_all_backbones_are_one_family():
-    found, left_out = claims([curve for backbone in "ab" for curve in three(backbone=backbone)])
-    assert len(found) == 6
-    assert {one.num_comparisons for one in found} == {6}
-    assert left_out == []
+def test_what_one_has_no_other_gets(mine, others):
+    assert mine.take("a") and not others.take("a") and others.take("b")
 
 
-def test_the_unreduced_model_is_in_no_pair(tmp_path):
-    found, _ = claims(curves(full_run(tmp_path).finish()))
-    assert len(found) == 2 * 6  # four methods on two backbones
-    assert "the unreduced model" not in {label for one in found for label in (one.first, one.second)}
+def test_what_was_released_another_gets(mine, others):
+    mine.take("a")
+    mine.release("a")
+    assert others.take("a") and not mine.take("a")
 
 
-def test_a_family_has_the_permutations_of_its_pairs_alone():
-    some = three()
-    found, _ = claims(some, seed=3)
-    alone = delta_auc(some[1], some[2], seed=3)
-    assert found[2].p_permutation == pytest.approx(alone.p_permutation, abs=0.002)
-    assert (found[2].value, found[2].p) == (alone.value, alone.p)
+def test_all_are_released_at_the_end(tmp_path, others):
+    with Claims(tmp_path) as mine:
+        mine.take("a")
+    assert others.take("a") and [path.name for path in others.folder.iterdir()] == ["a.0"]
 
 
-def test_a_claim_needs_the_p_of_the_interval_and_that_of_the_permutations():
-    found, _ = claims(three())
-    expected = holm([max(one.p, one.p_permutation) for one in found])
-    assert [one.adjusted_p for one in found] == expected
+def test_of_many_who_take_at_once_one_gets_it(tmp_path):
+    several, taken, together = [Claims(tmp_path) for _ in range(16)], [], threading.Barrier(16)
+    several[0].folder.mkdir()
+
+    def take(one):
+        together.wait()
+        taken.append(one.take("a"))
+
+    threads = [threading.Thread(target=take, args=(one,)) for one in several]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(taken) == 1
 
 
-def test_a_difference_that_the_correction_takes_is_not_claimed():
-    """A McNemar p of 0.016 stands alone, and does not as one of six."""
-    rights = [[1] * 31 + [0] * 14 + [1] * 255, [0] * 31 + [1] * 14 + [1] * 255]
-    first, second = (Curve(name, np.array([0.5]), np.array([[one]]), np.arange(300)) for name, one in zip("ab", rights))
-    assert claim(delta_auc(first, second)).is_claimed
-    found, _ = claims([first, second, replace(first, label="c"), replace(first, label="d")])
-    assert not any(one.is_claimed for one in found)
+def test_the_claim_of_a_process_that_died_is_taken_over_by_one(dead, tmp_path, mine, others):
+    claim(tmp_path, dead)
+    assert mine.take("a") and not others.take("a")
+    mine.release("a")
+    assert list(mine.folder.iterdir()) == []
 
 
-def test_of_a_large_family_a_permutation_can_still_be_small_enough():
-    some = [made_curve(f"m{n}", accuracies=GOOD if n % 2 else BAD, seed=n, num_samples=100) for n in range(24)]
-    found, _ = claims(some, num_draws=10)
-    least = min(one.p_permutation for one in found) * len(found)
-    assert least <= 0.03
+def test_a_later_process_of_the_same_number_is_another(tmp_path, mine):
+    claim(tmp_path, replace(claims._self(), began="1"))
+    assert mine.take("a")
 
 
-def test_a_pair_that_shares_too_few_budgets_is_named_with_the_reason():
-    some = [made_curve(shares=(0.2, 0.3, 0.4)), made_curve("evit", shares=(0.6, 0.7, 0.8))]
-    found, (one,) = claims(some)
-    assert found == []
-    assert (one.first, one.second) == ("tome", "evit")
-    assert "of which they share 0 %" in one.reason
+def test_the_claim_of_another_machine_is_taken_over_when_it_is_not_renewed(tmp_path, mine, monkeypatch):
+    path, now = claim(tmp_path, Owner("elsewhere", 1, "1")), [0.0]
+    monkeypatch.setattr(claims.time, "monotonic", lambda: now[0])
+    assert not mine.take("a")
+    now[0] = 59
+    assert not mine.take("a")
+    os.utime(path, (1, 1))  # renewed, by whatever clock
+    now[0] = 70
+    assert not mine.take("a")
+    now[0] = 131
+    assert mine.take("a")
 
 
-def test_a_claim_reads_as_a_sentence():
-    found, _ = claims(three())
-    one = found[1]
-    expected = (
-        f"tome beats drop on b at equal MACs by {100 * one.value:.2f} points of accuracy "
-        f"[{100 * one.low:+.2f}, {100 * one.high:+.2f}] (over 40 to 80 % of the unreduced MACs; n = 300; "
-        f"p = {one.adjusted_p:.2g}, Holm over 3 comparisons)"
-    )
-    assert one.sentence() == expected
+def test_a_claim_without_its_owner_yet_is_not_taken_over(tmp_path, mine):
+    mine.folder.joinpath("a.0").touch()
+    assert not mine.take("a")
 
 
-def test_the_better_one_is_named_first_whichever_way_it_was_subtracted():
-    some = three()
-    found, _ = claims([some[2], some[0]])
-    assert found[0].value < 0
-    assert found[0].sentence().startswith(f"tome beats drop on b at equal MACs by {-100 * found[0].value:.2f} points")
+def test_claims_are_renewed(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "RENEWED_S", 0.01)
+    with Claims(tmp_path) as mine:
+        mine.take("a")
+        path = mine.folder / "a.0"
+        os.utime(path, (1, 1))
+        for _ in range(500):
+            if path.stat().st_mtime > 1:
+                break
+            threading.Event().wait(0.01)
+        assert path.stat().st_mtime > 1
 
 
-def test_without_a_claim_the_sentence_says_what_would_have_been_detected():
-    found, _ = claims(three())
-    one = found[0]
-    assert one.sentence().startswith(
-        f"tome and evit on b at equal MACs: no detectable difference (smallest detectable {100 * one.smallest_in_report:.2f} points)"
-    )
-    assert "beats" not in one.sentence()
+def test_each_waits_for_what_others_hold_until_that_is_done(mine, others, monkeypatch):
+    still_open = {"a", "b"}
+    others.take("a")
+
+    def finish(_):
+        still_open.discard("a")
+
+    monkeypatch.setattr(claims.time, "sleep", finish)
+    assert list(mine.each(["a", "b"], still_open.__contains__)) == ["b"]
 
 
-def test_what_is_detectable_in_a_report_has_to_pass_its_correction():
-    found, _ = claims(three())
-    # the normal quantiles of 1 - 0.05 / 2 / 3 and of 80 %, from a printed table
-    assert found[0].smallest_in_report == pytest.approx((2.39398 + 0.84162) * found[0].error, rel=1e-4)
-    assert claim(delta_auc(*three()[:2])).smallest_in_report == pytest.approx(found[0].smallest)
+def test_each_takes_over_what_others_gave_up(mine, others, monkeypatch):
+    others.take("a")
+    monkeypatch.setattr(claims.time, "sleep", lambda _: others.release("a"))
+    assert list(mine.each(["a", "b"], lambda name: True)) == ["b", "a"]
 
 
-def test_a_sentence_says_where_few_budgets_are_shared():
-    some = [made_curve(shares=(0.3, 0.5, 0.8)), made_curve("evit", shares=(0.42, 0.6, 0.8), seed=2)]
-    assert "only 66 % of their budgets are shared" in claims(some)[0][0].sentence()
-
-
-def test_a_sentence_counts_videos_and_seeds():
-    cluster_N = np.repeat(np.arange(60), 5)
-    some = [made_curve(cluster_N=cluster_N), made_curve("drop", num_seeds=3, seed=2, cluster_N=cluster_N)]
-    assert "n = 300 of 60 videos, 3 seeds;" in claims(some)[0][0].sentence()
-
-
-def test_the_same_seed_gives_the_same_claims():
-    assert repr(claims(three(), seed=1)) == repr(claims(three(), seed=1))
+def test_claimed_are_those_of_processes_that_live(dead, tmp_path, mine):
+    claim(tmp_path, dead)
+    mine.take("b")
+    assert claimed(tmp_path) == {"b"}

@@ -116,7 +116,7 @@ def test_the_first_line_says_how_much_there_is_to_do_and_where_it_goes(story):
 
 def test_each_cell_says_what_it_is_and_how_it_ended(story):
     lines = story.stopped.out.splitlines() + story.finished.out.splitlines()
-    assert "mini_cls (1/2): none: done" in lines and "mini_mean (2/2): evit r 8: refused" in lines
+    assert "mini_mean (2/2): tome r 8: done" in lines and "mini_mean (2/2): evit r 8: refused" in lines
 
 
 def test_the_table_shows_every_column(story):
@@ -168,7 +168,7 @@ def test_no_rounds_skip_the_speed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("axis", ["shape=[constant,front]", "layers=[[0],[1,2]]"])
-def test_several_shapes_or_layers_are_drawn_as_a_heat_map(axis, tmp_path):
+def test_several_shapes_or_layers_are_drawn_as_a_heat_map(axis, tmp_path, capsys):
     words = [f"sizes.{name}={n}" for name, n in SMALL.items()]
     words += [
         "backbones=mini_mean",
@@ -185,16 +185,27 @@ def test_several_shapes_or_layers_are_drawn_as_a_heat_map(axis, tmp_path):
     assert len((figures / "heatmap-mini_mean.csv").read_text().splitlines()) == 3
 
 
-def test_an_unreadable_record_is_one_line_that_names_it(tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["json", "predictions.npz"])
+def test_a_damaged_file_is_set_aside_in_one_line_and_its_cell_run_again(kind, tmp_path, capsys):
     words = [f"sizes.{name}={n}" for name, n in SMALL.items()]
-    words += ["backbones=mini_mean", "weights=random", "methods=none", "data.num_clips=2", "timing.rounds=0"]
+    words += [
+        "backbones=mini_mean",
+        "weights=random",
+        "methods=none",
+        "data.num_clips=2",
+        "timing.rounds=0",
+        "traces=0",
+    ]
     words.append(f"out={tmp_path / 'run'}")
     assert sweep(words) == 0
     capsys.readouterr()
-    (record,) = (tmp_path / "run" / "cells").glob("*.json")
-    record.write_text("{")
-    assert sweep(words) == 2
-    assert capsys.readouterr().err.startswith(f"error: {record} is not a readable record")
+    (path,) = (tmp_path / "run" / "cells").glob(f"*.{kind}")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-70] + bytes([whole[-70] ^ 1]) + whole[-69:])
+    assert sweep(words) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert f"damaged: {path}: set aside in {tmp_path / 'run' / 'damaged'}, and its cell is run again" in said
+    assert "mini_mean (1/1): none: done" in said and len(list((tmp_path / "run" / "cells").glob("*.json"))) == 1
 
 
 # Help and list

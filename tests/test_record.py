@@ -3,13 +3,17 @@
 import hashlib
 import json
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from tokred.analysis.rows import rows, write_csv
 from tokred.record import NULL, Record, Store, Timed, Timing, key_of, wilson, write_json
 
+GOLDEN = Path(__file__).parent / "golden"
 ARRAYS = {"index": np.arange(3), "label": np.array([1, 0, 2]), "prediction": np.array([1, 1, 2])}
 
 
@@ -142,6 +146,107 @@ def test_predictions_are_never_unpickled(store):
     np.savez(store.predictions_path("a"), index=np.array([print], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle=False"):
         store.predictions("a")
+
+
+# What is damaged
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize("damage", [flip, cut])
+@pytest.mark.parametrize("kind", ["json", "predictions.npz"])
+def test_a_cell_with_a_damaged_file_is_no_longer_there(kind, damage, store):
+    for key in ("a", "b"):
+        store.add(record(key), ARRAYS)
+    path = store.cells / f"a.{kind}"
+    damage(path)
+    assert store.heal(["a", "b"]) == [path]
+    assert store.get("a") is None and store.get("b") is not None
+    assert (store.folder / "damaged" / path.name).is_file() and not path.exists()
+
+
+def test_a_damaged_trace_is_set_aside_and_the_cell_stays(store):
+    store.add(record("a"), ARRAYS)
+    store.add_trace("a", ARRAYS)
+    flip(store.trace_path("a"))
+    assert store.heal(["a"]) == [store.trace_path("a")]
+    assert store.trace("a") is None and store.get("a") is not None
+
+
+def test_a_damaged_timing_is_set_aside(store):
+    store.add_timing(Timing("mini", "mini_cls", 8, "eager", 0, {}, None))
+    flip(store.timings / "mini.json")
+    assert store.heal([]) == [store.timings / "mini.json"] and store.all_timings() == []
+
+
+@pytest.mark.parametrize("change", ["missing", "others"])
+def test_a_record_without_its_own_predictions_is_no_longer_there(change, store):
+    store.add(record("a"), ARRAYS)
+    store.predictions_path("a").unlink()
+    if change == "others":
+        store.add(record("b"), ARRAYS | {"prediction": np.zeros(3, int)})
+        store.predictions_path("b").rename(store.predictions_path("a"))
+    assert len(store.heal(["a"])) == 1 and store.get("a") is None
+
+
+def test_what_is_damaged_twice_is_kept_twice(store):
+    for _ in range(2):
+        store.add(record("a"), ARRAYS)
+        flip(store.cells / "a.json")
+        store.heal(["a"])
+    assert sorted(path.name for path in (store.folder / "damaged").iterdir()) == ["a.json", "a.json.1"]
+
+
+def test_what_a_crash_left_half_written_goes_and_what_is_being_written_stays(store):
+    old, new = store.cells / ".a.json.1.tmp", store.cells / ".b.json.2.tmp"
+    for path in (old, new):
+        path.write_text("{")
+    os.utime(old, (0, 0))
+    assert store.heal([]) == [] and not old.exists() and new.exists()
+
+
+# Older versions
+
+
+@pytest.fixture
+def first(tmp_path):
+    """A run that version 0.1 wrote, with records of schema 1: done with predictions and traces, done, refused, and a timing."""
+    folder = tmp_path / "first"
+    shutil.copytree(GOLDEN / "run_schema_1", folder)
+    return Store(folder)
+
+
+def test_records_of_the_first_schema_are_still_read(first):
+    assert [(found.schema, found.status) for found in first.planned()] == [(1, "done"), (1, "done"), (1, "refused")]
+    assert first.planned()[0].kind is None and first.planned()[0].made_of == {}
+
+
+def test_a_run_of_the_first_schema_makes_the_table_that_it_made(first, tmp_path):
+    before = (first.folder / "results.csv").read_text()
+    assert write_csv(rows(first), tmp_path / "results.csv").read_text() == before
+
+
+def test_a_trace_of_the_first_schema_is_still_read(first):
+    assert first.trace(first.planned()[0].key).keys() > {"index_S", "first_RSP", "size_RSP"}
+
+
+def test_nothing_of_the_first_schema_is_taken_for_damaged(first):
+    assert first.heal(first.plan()["keys"]) == []
+
+
+@pytest.mark.parametrize("kind", ["json", "predictions.npz", "trace.npz"])
+def test_what_is_cut_short_of_the_first_schema_is_found(kind, first):
+    path = first.cells / f"{first.plan()['keys'][1]}.{kind}"
+    cut(path)
+    assert first.heal(first.plan()["keys"]) == [path]
 
 
 # Keys

@@ -329,18 +329,39 @@ def test_logits_that_are_no_numbers_are_invalid(weights, failing, tmp_path):
     assert record.reason == f"the scores of {NUM_CLIPS} samples are not finite (indices 0, 1, 2, 3, 4)"
 
 
-def test_a_failed_cell_is_tried_again_and_an_invalid_one_is_not(weights, failing, tmp_path, monkeypatch):
-    words = [weights, failing, "methods=[raises,gives_nan]"]
-    Run(tmp_path, *words)
-    tried, evaluate = [], accuracy.evaluate
+@pytest.fixture
+def tried(monkeypatch):
+    """The methods that are run, from here on."""
+    names, evaluate = [], accuracy.evaluate
 
-    def counted(evaluations, *arguments, **options):
-        tried.extend(evaluation.model.method.name for evaluation in evaluations)
+    def noted(evaluations, *arguments, **options):
+        names.extend(evaluation.model.method.name for evaluation in evaluations)
         return evaluate(evaluations, *arguments, **options)
 
-    monkeypatch.setattr(accuracy, "evaluate", counted)
-    assert Run(tmp_path, *words).tally.kept == 2
-    assert tried == ["raises"]
+    monkeypatch.setattr(accuracy, "evaluate", noted)
+    return names
+
+
+@pytest.mark.parametrize(("word", "again"), [("retry=null", []), ("retry=failed", ["raises", "gives_nan"])])
+def test_what_failed_is_tried_again_where_that_is_asked_for(word, again, tried, weights, failing, tmp_path):
+    words = [weights, failing, "methods=[tome,raises,gives_nan]"]
+    Run(tmp_path, *words)
+    tried.clear()
+    assert Run(tmp_path, *words, word).tally.kept == 4 - len(again)
+    assert tried == again
+
+
+def test_a_cell_that_was_killed_from_outside_is_tried_again(tried, weights, tmp_path):
+    ran = Run(tmp_path, weights, "methods=tome")
+    ran.store.add(replace(ran.record("tome"), status="failed", kind="killed", result={}))
+    tried.clear()
+    assert Run(tmp_path, weights, "methods=tome").record("tome").status == "done" and tried == ["tome"]
+
+
+def test_a_sweep_says_how_failed_cells_are_tried_again(weights, failing, tmp_path, capsys):
+    words = [*TINY, weights, failing, "methods=[raises,tome]", f"out={tmp_path / 'run'}"]
+    assert sweep(words) == 3
+    assert "1 cells failed; they are tried again with retry=failed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("methods", "code"), [("[raises,tome]", 3), ("[gives_nan,tome]", 3), ("[tome,evit]", 0)])
@@ -377,6 +398,47 @@ def test_half_precision_without_a_device_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="precision=16-mixed needs CUDA"):
         device_of(read_config(["precision=16-mixed"]))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_cell_without_memory_runs_on_smaller_batches_to_the_same_result(known, weights, tmp_path, monkeypatch):
+    words = [weights if known else "weights=random", "methods=[tome,vid_tldr]"]
+    whole, assign = Run(tmp_path / "whole", *words), METHODS["tome"].assign
+
+    def limited(self, tokens, *rest):
+        if len(tokens.x_BNC) > 1:
+            torch.empty(2**60)
+        return assign(self, tokens, *rest)
+
+    monkeypatch.setattr(METHODS["tome"], "assign", limited)
+    short = Run(tmp_path / "short", *words)
+    sizes = {record.cell["method"]: record.conditions["batch_size"] for record in short.records}
+    assert sizes == {"none": 4, "vid_tldr": 4, "tome": 1}
+    assert short.record("tome").result == whole.record("tome").result
+
+
+def test_where_the_unreduced_model_lacks_memory_those_compared_with_it_wait_for_it(tmp_path, monkeypatch):
+    whole, evaluate = Run(tmp_path / "whole", "weights=random", "methods=tome"), accuracy.evaluate
+
+    def limited(evaluations, samples, **options):
+        if samples.batches.loader.batch_size > 2:
+            evaluations[0].give_up(MemoryError())
+            evaluations = evaluations[1:]
+        return evaluate(evaluations, samples, **options)
+
+    monkeypatch.setattr(accuracy, "evaluate", limited)
+    short = Run(tmp_path / "short", "weights=random", "methods=tome")
+    assert [record.result for record in short.records] == [record.result for record in whole.records]
+
+
+def test_a_cell_that_one_sample_is_too_much_for_fails(weights, tmp_path, monkeypatch):
+    def none_left(*_):
+        raise MemoryError("no memory left")
+
+    monkeypatch.setattr(METHODS["tome"], "assign", none_left)
+    record = Run(tmp_path, weights, "methods=tome").record("tome")
+    assert (record.status, record.reason) == ("failed", "MemoryError: no memory left")
+    assert record.conditions["batch_size"] == 1
 
 
 # Agreement
@@ -631,7 +693,7 @@ def test_no_rounds_measure_nothing(quick, weights, tmp_path):
 
 
 def test_a_cell_that_failed_is_not_timed_until_it_runs(quick, weights, failing, tmp_path):
-    words = [weights, failing, "methods=[raises,tome]", "timing.rounds=20"]
+    words = [weights, failing, "methods=[raises,tome]", "timing.rounds=20", "retry=failed"]
     first = Run(tmp_path, *words)
     tome, raises = first.record("tome").key, first.record("raises").key
     assert quick == [["null", tome]]

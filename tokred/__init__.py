@@ -1,14 +1,10 @@
 """Token reduction for image and video transformers: which method, at which layers, how many tokens, and what it costs."""
 
-from tokred import matching
-from tokred.attention import Attention
-from tokred.backbone import create_backbone, list_backbones
-from tokred.model import Backbone, Method, Place, Widths
-from tokred.reduction import ReducedModel, Trace, create_method, list_methods, reduce
-from tokred.registry import BACKBONES, METHODS
-from tokred.schedule import Schedule
-from tokred.tokens import Assignment, Tokens
-from tokred.transformer import VideoTransformer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokred.public import *
 
 __version__ = "0.1.0"
 
@@ -33,3 +29,16 @@ __all__ = [
     "matching",
     "reduce",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, when they are asked for: to import a part of tokred that needs no torch takes no seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    public = import_module("tokred.public")
+    globals().update({name: getattr(public, name) for name in __all__})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

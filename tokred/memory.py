@@ -26,7 +26,7 @@ def peak_memory(call: Callable[[], object], device: str) -> Peak:
 def ran_out(error: BaseException) -> bool:
     """Whether memory was what was missing. On a CPU, and inside of CUDA's libraries, that is a RuntimeError like any other."""
     said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-    if isinstance(error, torch.OutOfMemoryError) or (
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in said)
     ):
         return True

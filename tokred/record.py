@@ -1,44 +1,51 @@
 """One cell of a sweep is one record: what was asked, what came out, and under what conditions.
 
-A record is one JSON file, written whole (to a temporary name, flushed, renamed) and never changed; the per-sample predictions
-lie beside it. Its key is the hash of what determines the result, so that a changed method, checkpoint or data set is another
-record. Timings are apart, in files of their own: they belong to a machine and a moment.
+A record is one JSON file, written whole and sealed (``tokred.sealed``) and never changed; the per-sample predictions lie beside
+it. Its key is the hash of what determines the result, so that a changed method, checkpoint or data set is another record.
+Timings are apart, in files of their own: they belong to a machine and a moment.
 
-    RUN/plan.json                     the cells of the latest sweep, in order, and what was to be timed
+    RUN/plan.json                     the latest sweep: its words, its cells in order, and what was to be timed
     RUN/cells/KEY.json                a record
     RUN/cells/KEY.predictions.npz     sample indices, labels, predictions
     RUN/cells/KEY.trace.npz           where the tokens of a few samples went (``tokred.sweeps.tracing``)
     RUN/timings/NAME.json             one interleaved measurement
+    RUN/damaged/                      files that were no longer what was written; their cells were run again
+    RUN/claims/                       which process works on what (``tokred.sweeps.claims``)
 """
 
 import hashlib
 import json
 import math
-import os
-import zipfile
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-SCHEMA = 1
-TIMING_SCHEMA = 2
+from tokred.memo import FileMemo
+from tokred.sealed import Damaged, check_archive, read_arrays, read_json, write_arrays, write_json
+
+SCHEMA = 2
+TIMING_SCHEMA = 3
 NULL = "null"  # in a timing: the unreduced model, timed as if it were a cell
 STATUSES = ("done", "refused", "failed", "invalid")
+LEFTOVER_S = 3600.0  # nobody takes as long to write a file: what has a temporary name since then is left of a crash
 
 
 @dataclass(frozen=True)
 class Record:
     """``status``: done; refused (the method or backbone cannot run this cell; ``reason`` says why); failed (an error);
-    invalid (logits that are not finite). ``result`` is empty unless done.
+    invalid (logits that are not finite). ``result`` is empty unless done. ``kind`` of what went wrong, where it failed: error (an
+    exception), timeout, crashed (its process died by itself), killed (by a signal from outside, as of a system without memory).
 
     ``cell`` holds method, options, backbone, weights, data, schedule, seed. ``result`` holds metric ("accuracy", or
     "agreement" with the unreduced model where there are no labels or weights), num_samples, num_correct, num_broken,
     tokens (leaving each layer, prefix included), requested_tokens, num_input_tokens, gmacs and gmacs_unreduced per sample,
     gmacs_by_part, gmacs_by_layer and gmacs_reduction (the reduction's own); identity: digests of the weights and of the data
-    with its labels, the transform, and what else two results must have in common to be compared.
+    with its labels, the transform, and what else two results must have in common to be compared. ``made_of``: what the key is the
+    hash of, beside the cell: digests, and hashes of the source of the method, of the backbone's family and of the core.
     """
 
     key: str
@@ -48,6 +55,8 @@ class Record:
     result: dict[str, Any] = field(default_factory=dict)
     conditions: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+    kind: str | None = None
+    made_of: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,7 @@ class Store:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.cells, self.timings = self.folder / "cells", self.folder / "timings"
+        self._memo = FileMemo()
 
     def create(self) -> "Store":
         try:
@@ -120,24 +130,32 @@ class Store:
         return self
 
     def add(self, record: Record, predictions: dict[str, np.ndarray] | None = None) -> None:
-        """The predictions first, the record last: a record that is there is whole."""
+        """The predictions first, the record, which holds their hash, last: a record that is there is whole."""
+        content = asdict(record)
         if predictions is not None:
-            _write_arrays(self.predictions_path(record.key), predictions)
-        write_json(self.cells / f"{record.key}.json", asdict(record))
+            content["predictions"] = write_arrays(self.predictions_path(record.key), predictions)
+        write_json(self._path(record.key), content)
+
+    def has(self, key: str) -> bool:
+        return self._path(key).is_file()
 
     def get(self, key: str) -> Record | None:
-        path = self.cells / f"{key}.json"
-        return _read(Record, path) if path.is_file() else None
+        """The same object each time, which nobody may change."""
+        return self._record(self._path(key)) if self.has(key) else None
+
+    def forget(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
 
     def records(self) -> list[Record]:
-        return [_read(Record, path) for path in sorted(self.cells.glob("*.json"))]
+        return [self._record(path) for path in sorted(self.cells.glob("*.json"))]
 
     def planned(self) -> list[Record]:
         """The records of the latest plan, in its order; those that are not there yet are left out."""
         return [record for key in self.plan()["keys"] if (record := self.get(key)) is not None]
 
     def plan(self) -> dict[str, Any]:
-        """Of the latest sweep: ``keys``, the cells in order, and ``timings``, [mode, batch size] pairs, the headline first."""
+        """Of the latest sweep: ``keys``, the cells in order; ``timings``, [mode, batch size] pairs, the headline first; ``words``
+        of its command; ``started``, in seconds since 1970, and ``kept``, how many records were there then."""
         return read_json(self.folder / "plan.json")
 
     def predictions_path(self, key: str) -> Path:
@@ -146,30 +164,22 @@ class Store:
     def predictions(self, key: str) -> dict[str, np.ndarray]:
         """Raises ValueError where they cannot be read."""
         path = self.predictions_path(key)
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            what = f"{path} holds no readable predictions ({error})"
-            raise ValueError(f"{what}; delete its record and run the sweep again") from error
+        return dict(self._memo.read(path, lambda: read_arrays(path)))
 
     def trace_path(self, key: str) -> Path:
         return self.cells / f"{key}.trace.npz"
 
     def add_trace(self, key: str, arrays: dict[str, np.ndarray]) -> None:
         """In the place of an older one; the record does not change."""
-        _write_arrays(self.trace_path(key), arrays)
+        write_arrays(self.trace_path(key), arrays)
 
     def trace(self, key: str, names: Collection[str] | None = None) -> dict[str, np.ndarray] | None:
-        """The arrays of these names, None: all; None where the cell has no trace. Raises ValueError where it cannot be read."""
+        """The arrays of these names, None: all; None where the cell has no trace. Raises Damaged where it cannot be read."""
         path = self.trace_path(key)
         if not path.is_file():
             return None
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files if names is None or name in names}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is not a readable trace ({error}); delete it and run the sweep again") from error
+        what = None if names is None else frozenset(names)
+        return dict(self._memo.read(path, lambda: read_arrays(path, names, what="trace"), what=what))
 
     def add_timing(self, timing: Timing) -> None:
         write_json(self.timings / f"{timing.name}.json", asdict(timing), indent=None)
@@ -177,27 +187,79 @@ class Store:
     def all_timings(self) -> list[Timing]:
         return [_read(_timing, path) for path in sorted(self.timings.glob("*.json"))]
 
+    def heal(self, keys: Collection[str]) -> list[Path]:
+        """Sets aside what is no longer what was written, of these cells and of all timings, and gives what that was: nothing of
+        it counts any more. Removes what a crash left half written."""
+        for path in self.folder.rglob(".*.tmp"):
+            if time.time() - path.stat().st_mtime > LEFTOVER_S:
+                path.unlink(missing_ok=True)
+        damaged = [path for key in keys for path in self._damaged(key)]
+        damaged += [path for path in self.timings.glob("*.json") if _fails(_read, _timing, path)]
+        for path in damaged:
+            self._set_aside(path)
+            if path.name.endswith(".predictions.npz"):
+                self.forget(path.name.removesuffix(".predictions.npz"))
+        return damaged
 
-def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
-    """Written whole or not at all; without ``indent`` on one line. Raises ValueError on NaN and infinities: they are not JSON."""
-    text = json.dumps(content, indent=indent, separators=None if indent else (",", ":"), allow_nan=False)
-    _write_whole(path, lambda file: file.write(text.encode()))
+    def _record(self, path: Path) -> Record:
+        return self._memo.read(path, lambda: _read(_record, path))
 
+    def _damaged(self, key: str) -> Iterator[Path]:
+        path, trace = self._path(key), self.trace_path(key)
+        if trace.is_file() and _fails(_checked, trace):
+            yield trace
+        if not path.is_file():
+            return
+        try:
+            digest, status = (read_json(path).get(name) for name in ("predictions", "status"))
+            _read(_record, path)
+        except Damaged:
+            yield path
+            return
+        predictions = self.predictions_path(key)
+        if status == "done" and (not predictions.is_file() or _fails(_checked, predictions, digest)):
+            yield predictions if predictions.is_file() else path
 
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not a readable record ({error}); delete it and run the sweep again") from error
+    def _set_aside(self, path: Path) -> None:
+        """Under its name, and a number where that was damaged before."""
+        folder = self.folder / "damaged"
+        folder.mkdir(exist_ok=True)
+        number = sum(1 for _ in folder.glob(f"{path.name}*"))
+        path.rename(folder / (f"{path.name}.{number}" if number else path.name))
+
+    def _path(self, key: str) -> Path:
+        return self.cells / f"{key}.json"
 
 
 def _read(kind: Callable[..., Any], path: Path) -> Any:
-    """Raises ValueError where the file holds something else, such as what another version wrote."""
+    """Raises Damaged where the file holds something else, such as what another version wrote."""
     content = read_json(path)
     try:
         return kind(**content)
     except (TypeError, AttributeError, KeyError) as error:
-        raise ValueError(f"{path} is not a readable record ({error}); delete it and run the sweep again") from error
+        raise Damaged(path, error) from error
+
+
+def _fails(check: Callable[..., Any], *arguments: Any) -> bool:
+    try:
+        check(*arguments)
+        return False
+    except Damaged:
+        return True
+
+
+def _checked(path: Path, digest: str | None = None) -> None:
+    """Raises Damaged where the arrays are not those with this hash. Of an older version's, which has none, all are read."""
+    own = check_archive(path, path.read_bytes())
+    if own is None:
+        read_arrays(path)
+    if digest is not None and own != digest:
+        raise Damaged(path, "these are not the predictions of its record")
+
+
+def _record(*, predictions: str | None = None, **content: Any) -> Record:
+    """``predictions``: the hash of theirs; since schema 2."""
+    return Record(**content)
 
 
 def _timing(*, schema: int, **content: Any) -> Timing:
@@ -231,19 +293,3 @@ def wilson(num_correct: float, num_samples: float, *, z: float = 1.9599639845400
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
     return max(0.0, low), min(1.0, high)  # at 0 and 1 rounding leads out
-
-
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    _write_whole(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
-
-
-def _write_whole(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

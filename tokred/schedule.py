@@ -7,7 +7,7 @@ explicit list of tokens, or a budget: the share of the unreduced model's MACs th
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate
 
 SHAPES = {
@@ -137,6 +137,7 @@ def solve_budget(
     if not isinstance(budget, int | float) or not 0 < budget <= 1:
         raise ValueError(f"budget is a share of the unreduced MACs, above 0 and at most 1; got {budget!r}")
     spec = f"budget={budget:g}, {_plain(shape)}" + ("" if layers is None else f" at layers {list(layers)}")
+    macs = cache(macs)  # bisection asks for the same tokens again and again
     full = macs((stage.num_tokens,) * stage.depth)
     if budget == 1:
         return Schedule(stage.num_tokens, *((stage.num_tokens,) * stage.depth,) * 2, spec)

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from tokred.data import Batch, DataSource, Problem
+from tokred.memory import ran_out
 from tokred.model import Backbone
 from tokred.reduced import ReducedModel
 from tokred.tokens import Tokens
@@ -51,7 +52,7 @@ class Outcome:
 
 class Evaluation(ABC):
     """What one reduced model makes of the data: takes batch after batch, as one of many in a pass (``tokred.lit``), then says
-    what came out. ``failed``: why it was given up; then it takes no more."""
+    what came out. ``failed``: why it was given up; then it takes no more. ``ran_out``: it was memory that was missing."""
 
     def __init__(self, model: ReducedModel):
         self.model = model
@@ -61,6 +62,7 @@ class Evaluation(ABC):
             Tensor
         ] = []  # of each batch (B, L), how many tokens of its samples left each layer, where they differ
         self.failed: str | None = None
+        self.ran_out = False
 
     @abstractmethod
     def take(self, tokens: Tokens, batch: Batch) -> None:
@@ -68,7 +70,7 @@ class Evaluation(ABC):
 
     def give_up(self, error: Exception) -> None:
         """Keeps the reason, and not the error, which would keep the tensors that it came from."""
-        self.failed = reason_of(error)
+        self.failed, self.ran_out = reason_of(error), ran_out(error)
         self.close()
 
     def close(self) -> None:  # noqa: B027  # most keep little

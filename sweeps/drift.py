@@ -1,0 +1,96 @@
+"""``tokred drift RUN_DIR``: what the same command would run again, and what has changed since its records were made."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokred.record import Record, Store, key_of
+from tokred.sweeps.plan import Cell
+
+PARTS = {
+    "weights": "the weights",
+    "data": "the data",
+    "preprocess": "the transform of the data",
+    "method": "the source of the method",
+    "family": "the source of the backbone's family",
+    "core": "the source of tokred's core",
+    "tokens": "the tokens that leave each layer",
+    "layers": "the layers that reduce",
+    "budget": "the budget",
+    "calibration": "the calibration samples",
+}
+CONDITIONS = ("tokred", "torch", "timm", "lightning", "python", "system", "device", "threads")
+MOST_CELLS = 3  # that are named of each change
+
+
+@dataclass(frozen=True)
+class Drift:
+    """``same``: planned cells whose record is there; ``changed``: with the record of what they were, and the parts that are other
+    now; ``new``: never run; ``left``: records that no planned cell has or had."""
+
+    same: list[Record]
+    changed: list[tuple[Cell, list[str]]]
+    new: list[Cell]
+    left: list[Record]
+
+
+def drift(cells: Sequence[Cell], store: Store) -> Drift:
+    records = {record.key: record for record in store.records()}
+    planned = {cell.key for cell in cells}
+    others = [record for key, record in records.items() if key not in planned]
+    earlier = {key_of(r.cell): r for r in sorted(others, key=lambda r: r.conditions.get("finished", ""))}
+    absent = [cell for cell in cells if cell.key not in records]
+    was = {cell.key: earlier.get(key_of(cell.spec)) for cell in absent}
+    changed = [(cell, _other_parts(cell, old)) for cell in absent if (old := was[cell.key]) is not None]
+    known = {key_of(cell.spec) for cell, _ in changed}
+    return Drift(
+        [records[cell.key] for cell in cells if cell.key in records],
+        changed,
+        [cell for cell in absent if was[cell.key] is None],
+        [record for record in others if key_of(record.cell) not in known],
+    )
+
+
+def other_conditions(records: Iterable[Record], now: dict[str, Any]) -> dict[str, int]:
+    """What records were made with that is other now, each with how many: ``torch 2.14.0, now 2.15.0``."""
+    found: dict[str, int] = {}
+    for record in records:
+        for name in CONDITIONS:
+            if record.conditions.get(name, now[name]) != now[name]:
+                what = f"{name} {record.conditions[name]}, now {now[name]}"
+                found[what] = found.get(what, 0) + 1
+    return found
+
+
+def lines(found: Drift, now: dict[str, Any], store: Store) -> Iterator[str]:
+    num = len(found.same) + len(found.changed) + len(found.new)
+    yield (
+        f"{store.folder}: {num} cells planned: {len(found.same)} as on disk, {len(found.changed)} changed and "
+        f"{len(found.new)} new, which the sweep would run"
+    )
+    reasons: dict[str, list[Cell]] = {}
+    for cell, parts in found.changed:
+        named = [
+            f"{PARTS.get(part, part)} {cell.spec['method']}" if part == "method" else PARTS.get(part, part)
+            for part in parts
+        ]
+        reasons.setdefault(" and ".join(named) or "what it was made of was not kept", []).append(cell)
+    for reason, cells in reasons.items():
+        yield f"changed: {reason}: {_named(cells)}"
+    if found.new:
+        yield f"new: {_named(found.new)}"
+    for what, n in other_conditions(found.same, now).items():
+        yield f"kept: {n} were made with {what}"
+    if found.left:
+        yield f"on disk and not planned: {len(found.left)} records"
+
+
+def _other_parts(cell: Cell, old: Record) -> list[str]:
+    """Of a record that does not hold its parts, those of its result's identity."""
+    before = old.made_of or old.result.get("identity", {})
+    return [name for name, value in cell.made_of.items() if name in before and key_of(value) != key_of(before[name])]
+
+
+def _named(cells: Sequence[Cell]) -> str:
+    first = ", ".join(f"{cell.label} ({cell.spec['backbone']})" for cell in cells[:MOST_CELLS])
+    return first if len(cells) <= MOST_CELLS else f"{first} and {len(cells) - MOST_CELLS} more"

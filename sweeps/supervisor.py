@@ -1,0 +1,180 @@
+"""A sweep in a process of its own, watched by one that holds nothing that can break: where a method hangs, crashes or eats all
+memory, its process ends, the cell has its reason, and another process goes on with the others.
+
+The supervisor loads no model, no plugin and no torch. The worker is the whole sweep, terminal included; when it starts anew it
+finds its state in the run folder, and in its orders what the earlier ones died of.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing import connection
+from pathlib import Path
+
+import tokred
+from tokred.sweeps.watch import Death, Orders, Task, Watch
+
+Run = Callable[[Sequence[str], Watch], int]  # the words, and whom to tell; gives the exit code
+PRELOADED = [
+    "tokred.sweeps.run",
+    "tokred.analysis.figures",
+    "torch._dynamo",
+]  # and with them timm and Lightning; no plugins
+GRACE_S = 10.0  # to leave, once it has said its exit code
+SHOW_CURSOR = "\x1b[?25h"  # a bar hides it, and a process that is killed does not bring it back
+
+
+def supervised(words: Sequence[str], run: Run) -> int:
+    """The exit code of ``run(words, watch)``, which is a function that a new process finds by its name."""
+    context, orders = _context(), Orders()
+    while True:
+        worker = _Worker(context, words, orders, run)
+        try:
+            ended = worker.ended()
+        finally:
+            worker.kill()
+        if isinstance(ended, int):
+            return ended
+        if sys.stdout.isatty():
+            print(SHOW_CURSOR, end="", flush=True)
+        if worker.task.what not in ("pass", "trace", "timing"):
+            print(f"error: the process of the sweep {ended.reason}, in {worker.task.what}", file=sys.stderr)
+            return 4 if worker.task.what == "planning" else 3
+        orders = worker.orders.after(worker.task, ended)
+
+
+class _Worker:
+    """One process, and what it said last."""
+
+    def __init__(self, context, words: Sequence[str], orders: Orders, run: Run):
+        self.task, self.orders, self._stops = Task("planning"), orders, 0
+        self._code: int | None = None
+        self._heard = time.monotonic()
+        self._told, told = context.Pipe(duplex=False)
+        self._process = context.Process(target=_work, args=(list(words), orders, told, run, dict(os.environ)))
+        try:
+            self._process.start()
+        finally:
+            told.close()
+
+    def ended(self) -> int | Death:
+        """Waits for it: the code it ended with, or how it died."""
+        while self._process.is_alive() and self._code is None:
+            try:
+                if self._is_silent():
+                    self.kill()
+                    return Death(
+                        "timeout",
+                        f"gave no sign of progress for {self.task.limit_s:g} s (timeout={self.task.limit_s:g})",
+                    )
+                connection.wait([self._told, self._process.sentinel], timeout=1.0)
+                self._listen()
+            except KeyboardInterrupt:
+                self._stop()
+        self._process.join(GRACE_S)
+        self.kill()  # and what it started
+        self._listen()
+        return self._death() if self._code is None else self._code
+
+    def kill(self) -> None:
+        """With all that it started."""
+        if self._process.pid is None:
+            return
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except (AttributeError, ProcessLookupError, PermissionError):  # not POSIX, all gone, or not yet a group
+            self._process.kill()
+        self._process.join()
+
+    def _listen(self) -> None:
+        try:
+            while self._told.poll():
+                self._hear(self._told.recv())
+        except (EOFError, OSError):  # it has ended
+            return
+
+    def _hear(self, said: Task | int | None) -> None:
+        self._heard = time.monotonic()
+        if isinstance(said, int):
+            self._code = said
+        elif said is not None:
+            self.orders = self.orders.survived(self.task)
+            self.task = said
+
+    def _is_silent(self) -> bool:
+        return self.task.limit_s is not None and time.monotonic() - self._heard > self.task.limit_s
+
+    def _stop(self) -> None:
+        """Ctrl+C: it says itself how to go on; the second time it is not asked."""
+        self._stops += 1
+        if self._stops > 1:
+            self.kill()
+            self._code = 130
+        elif self._process.pid is not None:
+            os.kill(self._process.pid, signal.SIGINT)
+
+    def _death(self) -> Death:
+        code = self._process.exitcode or 0
+        if code >= 0:
+            return Death("crashed", f"ended its process, with exit code {code}")
+        name = signal.Signals(-code).name
+        if -code in (signal.SIGKILL, signal.SIGTERM):
+            return Death("killed", f"was killed from outside ({name}), as a system does that runs out of memory")
+        return Death("crashed", f"crashed its process ({name})")
+
+
+def _context():
+    """Processes that are quick to start: copies of one that has imported much and done nothing, and that ignores Ctrl+C."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    roots = [str(Path(tokred.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    handler, before = signal.signal(signal.SIGINT, signal.SIG_IGN), dict(os.environ)
+    # this very tokred, and no module of the folder that the user happens to be in
+    os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, roots)), "PYTHONSAFEPATH": "1"}
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        _set_environment(before)
+    return context
+
+
+def _set_environment(wanted: dict[str, str]) -> None:
+    for name in os.environ.keys() - wanted.keys():
+        del os.environ[name]
+    os.environ.update(wanted)
+
+
+def _work(words: list[str], orders: Orders, told: connection.Connection, run: Run, environment: dict[str, str]) -> None:
+    """In the new process. It has a group of its own: a terminal's Ctrl+C reaches it through its supervisor, once."""
+    _set_environment(environment)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=_end_with_supervisor, daemon=True).start()
+    code = 1
+    try:
+        code = run(words, Watch(orders, told.send))
+    except Exception:  # a mistake of tokred's own
+        traceback.print_exc()
+    sys.stdout.flush()
+    told.send(code)
+    sys.exit(code)
+
+
+def _end_with_supervisor() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)

@@ -1,0 +1,96 @@
+"""What has changed since records were made: only what it touches runs again, and why is said."""
+
+import pytest
+
+from tokred import METHODS, list_methods
+from tokred.record import Store
+from tokred.sweeps import drift as drifting
+from tokred.sweeps import plan
+from tokred.sweeps.cli import main, sweep
+
+WORDS = [
+    *("sizes.depth=2", "sizes.embed_dim=24", "sizes.patch_size=16", "backbones=mini_mean", "weights=random"),
+    *("methods=[tome,mine]", "r=[4,8]", "data.num_clips=2", "timing.rounds=0", "traces=0"),
+]
+MINE = '''
+"""A method."""
+
+import torch
+
+from tokred import METHODS, Assignment, Method
+
+
+@METHODS.register("mine")
+class Mine(Method):
+    def assign(self, tokens, attention, keep):
+        return Assignment.select(torch.arange(keep).expand(len(tokens.x_BNC), keep), tokens.num)
+'''
+
+
+@pytest.fixture
+def ran(tmp_path, monkeypatch, capsys):
+    """A sweep with a method from a file; ``ran(*words)`` gives the lines of drift."""
+    list_methods()
+    monkeypatch.setattr(METHODS, "_classes", dict(METHODS._classes))
+    monkeypatch.setattr("tokred.sweeps.cli._show", lambda *_: None)
+    file, out = tmp_path / "mine.py", tmp_path / "run"
+    file.write_text(MINE)
+    words = [*WORDS, f"plugins={file}", f"out={out}"]
+    assert sweep(words) == 0
+
+    def lines(*words):
+        capsys.readouterr()
+        assert main(["drift", str(out), *words]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    lines.folder, lines.file, lines.words = out, file, words
+    return lines
+
+
+def test_where_nothing_changed_nothing_would_run(ran):
+    assert ran() == [f"{ran.folder}: 5 cells planned: 5 as on disk, 0 changed and 0 new, which the sweep would run"]
+
+
+def test_a_changed_method_is_named_and_its_cells_alone_run_again(ran, capsys):
+    ran.file.write_text(MINE.replace("A method.", "Another."))
+    METHODS._classes.pop("mine")
+    said = ran()
+    assert "3 as on disk, 2 changed and 0 new" in said[0]
+    assert said[1:] == ["changed: the source of the method mine: mine r 4 (mini_mean), mine r 8 (mini_mean)"]
+    assert sweep(ran.words) == 0
+    done = [line for line in capsys.readouterr().out.splitlines() if line.endswith(": done")]
+    assert done == [f"mini_mean (1/1): mine r {r}: done" for r in (4, 8)]
+
+
+def test_changed_weights_and_a_changed_core_are_told_apart(ran, monkeypatch):
+    monkeypatch.setattr(plan, "_core_hash", lambda: "another")
+    monkeypatch.setattr(plan, "digest", lambda backbone: "others")
+    (line,) = ran()[1:]
+    assert line.startswith("changed: the weights and the source of tokred's core: none (mini_mean), ")
+
+
+def test_other_words_are_new_cells_and_records_without_one(ran):
+    said = ran("r=[8,12]")
+    assert "3 as on disk, 0 changed and 2 new" in said[0]
+    assert said[1:] == ["new: tome r 12 (mini_mean), mine r 12 (mini_mean)", "on disk and not planned: 2 records"]
+
+
+def test_another_torch_is_said_and_runs_nothing_again(ran, monkeypatch, capsys):
+    monkeypatch.setattr("torch.__version__", "9.0")
+    was = Store(ran.folder).planned()[0].conditions["torch"]
+    assert f"kept: 5 were made with torch {was}, now 9.0" in ran()
+    assert sweep(ran.words) == 0
+    assert f"5 of the cells were made with torch {was}, now 9.0; accuracies are not run again for that" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("words", [[], ["r=8"], ["nowhere"]])
+def test_what_is_no_run_folder_is_one_line(words, capsys):
+    assert main(["drift", *words]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_every_part_of_a_key_has_a_name(ran):
+    made_of = {name for record in Store(ran.folder).planned() for name in record.made_of}
+    assert {"method", "family", "core", "weights", "data", "tokens"} <= made_of & drifting.PARTS.keys()
