@@ -115,15 +115,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["profile"]:
         return profile(words[1:])
     if words[:1] == ["report"]:
-        return _guarded(lambda: _report(words[1:]), stopped="stopped")
+        return guarded(lambda: _report(words[1:]), stopped="stopped")
     if words[:1] == ["status"]:
-        return _guarded(lambda: _status(words[1:]), stopped="stopped")
+        return guarded(lambda: _status(words[1:]), stopped="stopped")
     if words[:1] == ["drift"]:
-        return _guarded(lambda: _drift(words[1:]), stopped="stopped")
+        return guarded(lambda: _drift(words[1:]), stopped="stopped")
     if words[:1] == ["list"]:
-        return _guarded(lambda: _list(words[1:]))
+        return guarded(lambda: _list(words[1:]))
     if words[:1] == ["power"]:
-        return _guarded(lambda: _power(words[1:]))
+        return guarded(lambda: _power(words[1:]))
     print(USAGE, end="", file=sys.stdout if words[:1] in (["--help"], ["-h"], []) else sys.stderr)
     return 0 if words[:1] in (["--help"], ["-h"], []) else 2
 
@@ -131,13 +131,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def watched_sweep(words: Sequence[str]) -> int:
     """``python sweep.py``: ``sweep`` in a process of its own, which may break."""
     if any(word in ("--help", "-h") for word in words):
-        return _guarded(_help)
-    return _guarded(lambda: supervised(words, sweep))
+        return guarded(_help)
+    return guarded(lambda: supervised(words, sweep))
 
 
 def sweep(words: Sequence[str], watch: Watch | None = None) -> int:
     """Runs a sweep in this process and shows what came out."""
-    return _guarded(lambda: _sweep(words, watch or Watch()))
+    return guarded(lambda: _sweep(words, watch or Watch()))
 
 
 def profile(words: Sequence[str]) -> int:
@@ -145,10 +145,10 @@ def profile(words: Sequence[str]) -> int:
     if any(word in ("--help", "-h") for word in words):
         print(PROFILE_HELP, end="")
         return 0
-    return _guarded(lambda: _profile(words), stopped="stopped")
+    return guarded(lambda: _profile(words), stopped="stopped")
 
 
-def _guarded(
+def guarded(
     command: Callable[[], int],
     *,
     stopped: str = "stopped; the finished cells are kept: the same command goes on from here",
@@ -180,14 +180,16 @@ def _sweep(words: Sequence[str], watch: Watch) -> int:
     for path in config.plugins:
         load_file(path)
     console = _console()
-    device_of(config)
+    if config.executor == "local":  # else the device is another machine's
+        device_of(config)
     data = create_data(**config.data)
     plan = make_plan(config, data)
     keys = [cell.key for group in plan for cell in group.cells]
     out = Path(config.out) if config.out else Path("runs") / f"{config.data['name']}-{key_of(keys)[:8]}"
     store = Store(out).create()
     if not watch.orders.again:
-        _say(console, f"{len(keys)} cells, {len(data)} samples each, on {device_of(config)}; records in {out}")
+        where = device_of(config) if config.executor == "local" else config.executor
+        _say(console, f"{len(keys)} cells, {len(data)} samples each, on {where}; records in {out}")
         for registry in (METHODS, BACKBONES):
             for label, error in registry.broken.items():
                 _say(console, f"plugin {label} did not load: {error}")
@@ -197,6 +199,7 @@ def _sweep(words: Sequence[str], watch: Watch) -> int:
     watch.phase("the tables and figures")
     if tally.kept:
         _say(console, f"{tally.kept} of {len(keys)} cells were there already and were not run again")
+    if tally.kept and config.executor == "local":
         for what, n in other_conditions(store.planned(), conditions_of(config)).items():
             _say(console, f"{n} of the cells were made with {what}; accuracies are not run again for that")
     _show(store, console)

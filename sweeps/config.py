@@ -1,5 +1,6 @@
 """The configuration of a sweep: composed by Hydra from ``conf``, then plain data. Nothing in it is ever called or imported."""
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,6 +27,7 @@ OPEN = (
     "data",
     "calibration",
 )  # what is in these depends on methods, backbones and data, which check it
+LISTED = ("timing", "resources", "slurm")  # have parts, checked here
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -43,6 +45,19 @@ class Timing:
     @property
     def measurements(self) -> list[tuple[str, int]]:
         return [(mode, size) for mode in self.modes for size in self.batch_size] if self.rounds else []
+
+
+EXECUTORS = ("local", "ray", "slurm")
+SLURM = ("cluster", "partition", "account", "qos", "constraint", "gres", "time", "mem", "nodelist", "exclude")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one process of a sweep asks for; None: see ``tokred.sweeps.executors``. Two processes can share a GPU: gpus=0.5."""
+
+    cpus: int | None
+    gpus: float | None
+    memory_gb: float | None
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,10 @@ class SweepConfig:
     traces: int
     timeout: float | None
     retry: str | None
+    executor: str
+    processes: int | None
+    resources: Resources
+    slurm: dict[str, str]
     device: str
     precision: str
     timing: Timing
@@ -110,6 +129,10 @@ def read_config(overrides: Sequence[str]) -> SweepConfig:
         traces=_at_least(0, raw, "traces"),
         timeout=_seconds(raw["timeout"]),
         retry=None if raw["retry"] is None else _one_of(("failed",), raw, "retry"),
+        executor=_one_of(EXECUTORS, raw, "executor"),
+        processes=_processes(raw),
+        resources=_resources(_mapping(raw, "resources")),
+        slurm=_slurm(raw),
         device=_one_of(("auto", "cpu", "cuda"), raw, "device"),
         precision=_one_of(PRECISIONS, raw, "precision"),
         timing=_timing(_mapping(raw, "timing")),
@@ -147,7 +170,7 @@ def _parsed(word: str) -> Override:
         raise ValueError(f"{word!r} is not a value; a list is written in brackets, as {parsed.key_or_group}=[a,b]")
     key, _, part = parsed.key_or_group.partition(".")
     _check_known(key)
-    if part and key not in (*OPEN, "timing"):
+    if part and key not in (*OPEN, *LISTED):
         raise ValueError(f"{key} takes a value and has no parts; got {word!r}")
     if key in GROUPS and not part and parsed.value() not in [*_names(key), *([None] if key == "experiment" else [])]:
         raise ValueError(unknown(key, str(parsed.value()), _names(key)))
@@ -163,8 +186,13 @@ def _check_known(key: str) -> None:
 def _opened(word: Override) -> str:
     """Hydra asks for ``++`` where a setting is not listed; here that is for those to say who take it."""
     text, key = (word.input_line or "").lstrip("+"), word.key_or_group
-    is_open = key.startswith(tuple(f"{name}." for name in OPEN)) or key in ("options", "sizes", "calibration", "timing")
-    return "++" + text if is_open or key.startswith("timing.") else text
+    is_open = key.startswith(tuple(f"{name}." for name in (*OPEN, *LISTED))) or key in (
+        "options",
+        "sizes",
+        "calibration",
+        *LISTED,
+    )
+    return "++" + text if is_open else text
 
 
 def _compose(overrides: list[str]) -> dict[str, Any]:
@@ -258,11 +286,45 @@ def _match(raw: dict[str, Any], methods: Sequence[str]) -> str | None:
     return match
 
 
-def _timing(raw: Any) -> Timing:
-    known = [field.name for field in fields(Timing)]
-    strange = sorted(set(raw) - set(known))
-    if strange:
-        raise ValueError(f"no setting timing.{strange[0]}; there are {', '.join(f'timing.{name}' for name in known)}")
+def _processes(raw: dict[str, Any]) -> int | None:
+    """Raises ValueError where they would not be used, or somebody else's machines be taken for as many as there are."""
+    if raw["executor"] == "slurm" and raw["processes"] is None:
+        raise ValueError("executor=slurm needs the number of jobs: add processes=8")
+    return None if raw["processes"] is None else _at_least(1, raw, "processes")
+
+
+def _resources(raw: dict[str, Any]) -> Resources:
+    _check_parts("resources", raw, [field.name for field in fields(Resources)])
+    for name, value in raw.items():
+        whole = name == "cpus"
+        if value is not None and (type(value) not in ((int,) if whole else (int, float)) or not 0 <= value < 10**6):
+            raise ValueError(
+                f"resources.{name} must be a {'whole ' if whole else ''}number from 0, or null; got {value!r}"
+            )
+    return Resources(raw["cpus"], raw["gpus"], raw["memory_gb"])
+
+
+def _slurm(raw: dict[str, Any]) -> dict[str, str]:
+    """They become lines of a script for a shell, so that only plain words are taken."""
+    settings = _mapping(raw, "slurm")
+    _check_parts("slurm", settings, SLURM)
+    for name, value in settings.items():
+        if not re.fullmatch(r"[\w.,:=+/@%\[\]-]+", str(value)):
+            raise ValueError(f"slurm.{name} must be one word of letters, digits and .,:=+/@%[]-; got {value!r}")
+    if settings and raw["executor"] != "slurm":
+        raise ValueError(
+            f"slurm.{next(iter(settings))} is set, but the executor is {raw['executor']}; add executor=slurm"
+        )
+    return {name: str(value) for name, value in settings.items()}
+
+
+def _check_parts(key: str, raw: dict[str, Any], known: Sequence[str]) -> None:
+    if strange := sorted(set(raw) - set(known)):
+        raise ValueError(f"no setting {key}.{strange[0]}; there are {', '.join(f'{key}.{name}' for name in known)}")
+
+
+def _timing(raw: dict[str, Any]) -> Timing:
+    _check_parts("timing", raw, [field.name for field in fields(Timing)])
     rounds = _at_least(0, raw, "rounds")
     if 0 < rounds < 20:
         raise ValueError(f"timing.rounds must be 0 (no timing) or at least 20, for an interval; got {rounds}")

@@ -1,6 +1,8 @@
 """Runs a plan: the cells of each backbone to records, then their timing, interleaved."""
 
 import logging
+import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +24,10 @@ from tokred.sweeps.accuracy import Bench, Verdict, finished_model, next_pass, re
 from tokred.sweeps.claims import POLL_S, Claims
 from tokred.sweeps.conditions import device_of
 from tokred.sweeps.config import SweepConfig
+from tokred.sweeps.executors import executor_of
 from tokred.sweeps.plan import Cell, Group, build_backbone, build_task
 from tokred.sweeps.speed import is_measured, measure, open_measurements
+from tokred.sweeps.spread import Work, spread, words_of
 from tokred.sweeps.watch import Task, Watch
 from tokred.tasks.task import reason_of
 
@@ -50,6 +54,17 @@ class _Sweep:
     claims: Claims
     watch: Watch
     progress: Progress
+    work: Work | None = None
+
+    @property
+    def part(self) -> str | None:
+        """None: all."""
+        return None if self.work is None else self.work.part
+
+    def share(self, num_cells: int) -> int:
+        """How many cells a pass may take, so that others get theirs."""
+        num = 1 if self.work is None else self.work.total
+        return min(self.config.cells_per_pass, math.ceil(num_cells / num))
 
     def say(self, text: str) -> None:
         self.progress.console.print(text, **AS_IT_IS)
@@ -65,15 +80,17 @@ def run_plan(
     watch: Watch | None = None,
     words: Sequence[str] = (),
 ) -> Tally:
-    """Runs what has no record yet. The cells of one pass over the data are on disk before the next pass begins. Of several
-    processes that run a plan in one folder each runs other cells; all end when all cells are there."""
+    """Runs what has no record yet, in this process or in those of an executor (``tokred.sweeps.executors``). The cells of one
+    pass over the data are on disk before the next pass begins. Of several processes that run a plan in one folder each runs
+    other cells; all end when all cells are there."""
     cells, watch = [cell for group in plan for cell in group.cells], watch or Watch()
     if not watch.orders.again:
         _begin(cells, config, store, words)
-    with _quiet(), _progress(console) as progress, Claims(store.folder) as claims:
-        sweep = _Sweep(config, data, store, claims, watch, progress)
-        for number, group in enumerate(plan, start=1):
-            _run_group(group, sweep, f"{group.backbone} ({number}/{len(plan)})")
+    if config.executor == "local" and config.processes in (None, 1):
+        run_part(plan, config, data, store, console, watch)
+    else:
+        watch.phase("waiting for its processes")
+        _spread(cells, config, store, console, words)
     statuses = [record.status for cell in cells if (record := store.get(cell.key)) is not None]
     failed = statuses.count("failed") + statuses.count("invalid")
     return Tally(statuses.count("done"), statuses.count("refused"), failed, store.plan()["kept"])
@@ -95,23 +112,71 @@ def _is_tried_again(record: Record, config: SweepConfig) -> bool:
     return asked or (record.status == "failed" and record.kind == "killed")
 
 
-def _run_group(group: Group, sweep: _Sweep, title: str) -> None:
+def run_part(
+    plan: Sequence[Group],
+    config: SweepConfig,
+    data: DataSource,
+    store: Store,
+    console: Console,
+    watch: Watch,
+    work: Work | None = None,
+) -> None:
+    """What one process runs of a plan: all that is open, or its part of the work. Where others have the last cells of a
+    backbone it goes on to the next, and comes back to wait for them."""
+    groups, last = list(enumerate(plan, start=1)), len(plan)
+    if work is not None:
+        begin = work.index * last // work.total  # so that not all load the same backbone first
+        groups = groups[begin:] + groups[:begin]
+    with _quiet(), _progress(console) as progress, Claims(store.folder) as claims:
+        sweep = _Sweep(config, data, store, claims, watch, progress, work)
+        for waits in (False, True):
+            for number, group in groups:
+                _run_group(group, sweep, f"{group.backbone} ({number}/{last})", waits=waits)
+
+
+def _spread(cells: Sequence[Cell], config: SweepConfig, store: Store, console: Console, words: Sequence[str]) -> None:
+    keys = [cell.key for cell in cells]
+    whole = Work(words_of(words), str(store.folder.resolve()), os.getcwd(), "cells")
+    with _quiet(), _progress(console) as progress, executor_of(config) as executor:
+        say = partial(progress.console.print, **AS_IT_IS)
+        num = min(executor.num_processes(), len(keys))
+        say(
+            f"{num} {'process' if num == 1 else 'processes'} ({config.executor}); what they say is in {store.folder}/logs"
+        )
+        bar = progress.add_task("cells", total=len(keys))
+
+        def look() -> None:
+            progress.update(bar, completed=sum(map(store.has, keys)))
+
+        spread(executor, whole, num, store, say, look)
+        if config.timing.measurements:
+            progress.update(bar, description="speed")
+            spread(executor, replace(whole, part="timings"), 1, store, say, look)
+    if missing := sum(not store.has(key) for key in keys):
+        raise ValueError(f"{missing} cells were not run; what the processes say of it is in {store.folder}/logs")
+
+
+def _run_group(group: Group, sweep: _Sweep, title: str, *, waits: bool) -> None:
     config, store = sweep.config, sweep.store
-    is_open = not all(store.has(cell.key) for cell in group.cells)
-    if not is_open:
+    if all(store.has(cell.key) for cell in group.cells):
         asked = tracing.wanted(group, sweep.data, store, config.traces)
-        if not tracing.untraced(group, asked, store) and not open_measurements(group, config, store):
+        has_all = sweep.part == "timings" or not tracing.untraced(group, asked, store)
+        if has_all and (sweep.part == "cells" or not open_measurements(group, config, store)):
             return
     backbone = build_backbone(config, sweep.data, group.backbone, group.weights).to(device_of(config))
     samples = EvaluationData(sweep.data, backbone, batch_size=config.batch_size, num_workers=config.workers)
-    bench = Bench(group, backbone, build_task(config, sweep.data, backbone), samples, config, store)
-    _run_cells(bench, sweep, title)
-    _trace(bench, sweep, title)
-    _time(bench, sweep, title)
+    own = replace(config, cells_per_pass=sweep.share(len(group.cells)))
+    bench = Bench(group, backbone, build_task(config, sweep.data, backbone), samples, own, store)
+    if not _run_cells(bench, sweep, title, waits=waits):
+        return
+    if sweep.part != "timings":
+        _trace(bench, sweep, title)
+    if sweep.part != "cells":
+        _time(bench, sweep, title)
 
 
-def _run_cells(bench: Bench, sweep: _Sweep, title: str) -> None:
-    """Until all have a record, of whatever process."""
+def _run_cells(bench: Bench, sweep: _Sweep, title: str, *, waits: bool) -> bool:
+    """Whether all have a record, of whatever process; to wait for those that others have can be left for later."""
     progress, num_batches = sweep.progress, len(bench.samples.batches)
     left = {cell.key: cell for cell in bench.group.cells if not sweep.store.has(cell.key)}
     total = len(left) * num_batches
@@ -126,11 +191,14 @@ def _run_cells(bench: Bench, sweep: _Sweep, title: str) -> None:
                 del left[cell.key]
                 if progress.disable:  # no terminal to draw a bar on
                     sweep.say(f"{title}: {cell.label}: {record.status}")
+        elif not waits:
+            return False
         else:  # others have them
             time.sleep(POLL_S)
             left = {key: cell for key, cell in left.items() if not sweep.store.has(key)}
             progress.update(bar, completed=total - len(left) * num_batches)
     progress.update(bar, description=f"{title}: accuracy", completed=total)
+    return True
 
 
 def _take(bench: Bench, sweep: _Sweep, cell: Cell) -> bool:

@@ -136,16 +136,20 @@ def _context():
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    roots = [str(Path(tokred.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     handler, before = signal.signal(signal.SIGINT, signal.SIG_IGN), dict(os.environ)
-    # this very tokred, and no module of the folder that the user happens to be in
-    os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, roots)), "PYTHONSAFEPATH": "1"}
+    os.environ |= own_environment()
     try:
         forkserver.ensure_running()
     finally:
         signal.signal(signal.SIGINT, handler)
         _set_environment(before)
     return context
+
+
+def own_environment() -> dict[str, str]:
+    """In which Python finds this very tokred, and no module of the folder that the user happens to be in."""
+    roots = [str(Path(tokred.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, roots)), "PYTHONSAFEPATH": "1"}
 
 
 def _set_environment(wanted: dict[str, str]) -> None:

@@ -1,0 +1,77 @@
+"""One of the processes that a sweep is spread over, as the executors start it, on whatever machine: its own supervisor, and a
+worker that runs a part of the plan."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+
+from rich.console import Console
+
+from tokred.registry import load_file
+from tokred.sweeps.spread import Work
+from tokred.sweeps.supervisor import supervised
+from tokred.sweeps.watch import Watch
+
+MAIN = "import sys; from tokred.sweeps.work import main; sys.exit(main(sys.argv[1]))"
+
+
+def started(work: Work, environment: dict[str, str] | None = None) -> subprocess.Popen:
+    """A process that does it, and that ends with this one. Raises ValueError where the sweep's folders are not there."""
+    for folder in (work.place, work.folder):
+        if not os.path.isdir(folder):
+            raise ValueError(f"{folder} is not there; a sweep's folders must have one path on all its machines")
+    line = [sys.executable, "-c", MAIN, json.dumps(asdict(work))]
+    with work.log.open("a") as log:  # its input never comes: its end says that this process is gone
+        return subprocess.Popen(
+            line, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=work.place, env=environment, start_new_session=True
+        )
+
+
+def last_line(work: Work) -> str:
+    """Of what it said: where it stopped, why."""
+    lines = work.log.read_text(errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else "it said nothing"
+
+
+def main(text: str) -> int:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    work = Work(**json.loads(text))
+    return supervised(work.words, partial(_guarded_join, work))
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1):
+        continue
+    os._exit(1)  # the worker sees that its supervisor is gone
+
+
+def _guarded_join(work: Work, words: Sequence[str], watch: Watch) -> int:
+    from tokred.sweeps.cli import guarded
+
+    return guarded(lambda: join(work, words, watch))
+
+
+def join(work: Work, words: Sequence[str], watch: Watch) -> int:
+    """Runs a part of the plan that is in the run folder. Raises ValueError where this process would plan other cells."""
+    from tokred.data import create_data
+    from tokred.record import Store
+    from tokred.sweeps.config import read_config
+    from tokred.sweeps.plan import make_plan
+    from tokred.sweeps.run import run_part
+
+    config = replace(read_config(words), out=work.folder)
+    for path in config.plugins:
+        load_file(path)
+    data, store = create_data(**config.data), Store(work.folder)
+    plan = make_plan(config, data)
+    if [cell.key for group in plan for cell in group.cells] != store.plan()["keys"]:
+        raise ValueError(
+            "it plans other cells than the sweep: tokred, a plugin, weights or data are others where it runs"
+        )
+    run_part(plan, config, data, store, Console(width=200), watch, work)
+    return 0
