@@ -131,7 +131,7 @@ def read_config(overrides: Sequence[str]) -> SweepConfig:
         retry=None if raw["retry"] is None else _one_of(("failed",), raw, "retry"),
         executor=_one_of(EXECUTORS, raw, "executor"),
         processes=_processes(raw),
-        resources=_resources(_mapping(raw, "resources")),
+        resources=_resources(_mapping(raw, "resources"), raw["executor"]),
         slurm=_slurm(raw),
         device=_one_of(("auto", "cpu", "cuda"), raw, "device"),
         precision=_one_of(PRECISIONS, raw, "precision"),
@@ -293,7 +293,7 @@ def _processes(raw: dict[str, Any]) -> int | None:
     return None if raw["processes"] is None else _at_least(1, raw, "processes")
 
 
-def _resources(raw: dict[str, Any]) -> Resources:
+def _resources(raw: dict[str, Any], executor: str) -> Resources:
     _check_parts("resources", raw, [field.name for field in fields(Resources)])
     for name, value in raw.items():
         whole = name == "cpus"
@@ -301,6 +301,8 @@ def _resources(raw: dict[str, Any]) -> Resources:
             raise ValueError(
                 f"resources.{name} must be a {'whole ' if whole else ''}number from 0, or null; got {value!r}"
             )
+    if executor == "slurm" and (raw["gpus"] or 0) % 1:
+        raise ValueError(f"resources.gpus must be a whole number with executor=slurm; got {raw['gpus']!r}")
     return Resources(raw["cpus"], raw["gpus"], raw["memory_gb"])
 
 
@@ -309,6 +311,8 @@ def _slurm(raw: dict[str, Any]) -> dict[str, str]:
     settings = _mapping(raw, "slurm")
     _check_parts("slurm", settings, SLURM)
     for name, value in settings.items():
+        if name == "time" and not (type(value) is int and value > 0):
+            raise ValueError(f"slurm.time must be a number of minutes; got {value!r}")
         if not re.fullmatch(r"[\w.,:=+/@%\[\]-]+", str(value)):
             raise ValueError(f"slurm.{name} must be one word of letters, digits and .,:=+/@%[]-; got {value!r}")
     if settings and raw["executor"] != "slurm":

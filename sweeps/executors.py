@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import time
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -191,7 +192,8 @@ class _Job(Handle):
         return None
 
     def kill(self) -> None:
-        self._job.cancel(check=False)
+        if not _code_of(self._work).is_file():
+            self._job.cancel(check=False)
 
     def _gone_for_long(self) -> bool:
         """At the second look."""
@@ -212,5 +214,5 @@ def _is_queued(job: Any) -> bool:
     return not gone
 
 
-def _code_of(work: Work) -> Any:
+def _code_of(work: Work) -> Path:
     return work.log.with_suffix(".code")

@@ -1,0 +1,220 @@
+"""A sweep that is spread over processes, of this machine, of Ray or of Slurm, comes to what one process comes to."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.test_crowd_of_sweeps import WORDS, outcome, words_for
+from tokred.record import Store
+from tokred.sweeps.cli import sweep
+from tokred.sweeps.config import read_config
+from tokred.sweeps.executors import executor_of
+from tokred.sweeps.spread import TRIES, End, Executor, Handle, Work, spread, words_of
+
+WORK = Work(("r=8",), "", "/", "cells")
+
+
+class Planned(Handle):
+    def __init__(self, ends):
+        self.ends, self.killed = ends, False
+
+    def ended(self):
+        return self.ends.pop(0) if self.ends else End()
+
+    def kill(self):
+        self.killed = True
+
+
+class Fake(Executor):
+    """Its processes end as ``ends`` says, by the order in which they are started."""
+
+    def __init__(self, *ends):
+        self.ends, self.started, self.handles = list(ends), [], []
+
+    def num_processes(self):
+        return 1
+
+    def start(self, work):
+        self.started.append(work.name)
+        self.handles.append(Planned(self.ends.pop(0) if self.ends else []))
+        return self.handles[-1]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("tokred.sweeps.spread.POLL_S", 0.0)
+    return Store(tmp_path).create()
+
+
+def spread_over(executor, store, num=1):
+    said = []
+    work = Work(WORK.words, str(store.folder), "/", "cells")
+    spread(executor, work, num, store, said.append, lambda: None)
+    return said
+
+
+def test_a_lost_process_is_followed_by_another(folder):
+    executor = Fake([None, End(lost="was killed")])
+    assert spread_over(executor, folder) == ["process cells was killed: another takes its place"]
+    assert executor.started == ["cells", "cells"]
+
+
+def test_one_that_is_lost_again_and_again_without_a_cell_in_between_ends_the_sweep(folder):
+    executor = Fake(*[[End(lost="was killed")] for _ in range(TRIES + 1)])
+    with pytest.raises(ValueError, match=rf"lost {TRIES + 1} times in a row.*the same command goes on from here"):
+        spread_over(executor, folder)
+
+
+def test_one_that_is_lost_after_each_of_many_cells_goes_on(folder):
+    num = 3 * TRIES
+    executor = Fake(*[[End(lost="was killed")] for _ in range(num)])
+    start = executor.start
+
+    def start_and_finish_a_cell(work):
+        (folder.cells / f"{len(executor.started)}.json").touch()
+        return start(work)
+
+    executor.start = start_and_finish_a_cell
+    assert len(spread_over(executor, folder)) == num
+
+
+def test_a_process_that_cannot_do_its_work_ends_the_sweep_and_the_others(folder):
+    executor = Fake([None, None], [End(error="no weights at x.pth")])
+    with pytest.raises(
+        ValueError, match=r"process cells-1 of the sweep stopped: no weights at x.pth; see .*cells-1.log"
+    ):
+        spread_over(executor, folder, num=2)
+    assert all(handle.killed for handle in executor.handles)
+
+
+def test_what_is_for_the_sweep_alone_is_not_told_to_its_processes():
+    own = ["out=x", "executor=ray", "processes=2", "resources.cpus=2", "retry=failed", "+slurm.time=3"]
+    assert words_of(["r=8", *own, "methods=[tome]"]) == ("r=8", "methods=[tome]")
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["executor=cloud"], "executor must be one of local, ray, slurm; got 'cloud'"),
+        (["executor=slurm"], "executor=slurm needs the number of jobs: add processes=8"),
+        (["processes=0"], "processes must be at least 1; got 0"),
+        (["resources.cpus=0.5"], "resources.cpus must be a whole number from 0, or null; got 0.5"),
+        (
+            ["resources.disk=1"],
+            "no setting resources.disk; there are resources.cpus, resources.gpus, resources.memory_gb",
+        ),
+        (
+            ["executor=slurm", "processes=2", "resources.gpus=0.5"],
+            "must be a whole number with executor=slurm; got 0.5",
+        ),
+        (["slurm.partition=gpu"], "slurm.partition is set, but the executor is local; add executor=slurm"),
+        (["executor=slurm", "processes=2", "slurm.setup=x"], "no setting slurm.setup; there are slurm.cluster"),
+        (["executor=slurm", "processes=2", "slurm.time='1:00'"], "slurm.time must be a number of minutes; got '1:00'"),
+        (["executor=slurm", "processes=2", "slurm.account='a b'"], "slurm.account must be one word"),
+        (["executor=slurm", "processes=2", "slurm.qos='$(touch x)'"], "slurm.qos must be one word"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line(words, said):
+    with pytest.raises(ValueError) as error:
+        read_config(words)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_extra_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(ValueError, match=r'executor=ray needs ray: pip install "tokred\[ray\]"'):
+        executor_of(read_config(["executor=ray"]))
+
+
+# For real
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process comes to."""
+    out = tmp_path_factory.mktemp("alone")
+    assert sweep([*words_for(12, cells_per_pass=2), "timing.rounds=0", f"out={out}"]) == 0
+    return outcome(out)
+
+
+def run(out, *words):
+    code = sweep([*words_for(12, cells_per_pass=2), *words, f"out={out}"])
+    return code, outcome(out)
+
+
+def test_two_processes_come_to_the_same_as_one_though_one_is_killed(tmp_path, alone, capsys):
+    killer = threading.Thread(target=kill_the_first_at_work, args=(tmp_path / "run",))
+    killer.start()
+    assert run(tmp_path / "run", "processes=2") == (0, alone)
+    killer.join()
+    said = capsys.readouterr().out
+    assert "2 processes (local)" in said and "was killed (signal 9): another takes its place" in said
+
+
+def kill_the_first_at_work(out):
+    """The process ``cells-0``, once a cell is done."""
+    while not (children := list(processes_of("cells", out))) or not list(out.glob("cells/*.json")):
+        time.sleep(0.05)
+    os.kill(children[0], signal.SIGKILL)
+
+
+def processes_of(part, out):
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode()
+        except OSError:
+            continue
+        if "sweeps.work" in words and f'"part": "{part}"' in words and str(out) in words:
+            yield int(path.parent.name)
+
+
+def test_one_that_would_plan_other_cells_says_so(tmp_path):
+    from tokred.sweeps.watch import Watch
+    from tokred.sweeps.work import join
+
+    out = tmp_path / "run"
+    assert sweep([*WORDS, "seeds=1", f"out={out}"]) == 0
+    words = [*WORDS, "seeds=2"]
+    with pytest.raises(
+        ValueError, match="it plans other cells than the sweep: tokred, a plugin, weights or data are others"
+    ):
+        join(Work(tuple(words), str(out), str(tmp_path), "cells"), words, Watch())
+
+
+@pytest.mark.slow
+def test_jobs_of_slurm_come_to_the_same(tmp_path, alone):
+    pytest.importorskip("submitit")
+    assert run(tmp_path / "run", "executor=slurm", "slurm.cluster=local", "processes=2") == (0, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_ray_cluster_that_loses_a_node_comes_to_the_same(tmp_path, alone, monkeypatch, capsys):
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster, out = Cluster(initialize_head=True, head_node_args={"num_cpus": 0}), tmp_path / "run"
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+
+    def lose_a_node():
+        while not list(out.glob("cells/*.json")):
+            time.sleep(0.05)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+
+    loser = threading.Thread(target=lose_a_node)
+    loser.start()
+    try:
+        assert run(out, "executor=ray") == (0, alone)
+    finally:
+        loser.join()
+        cluster.shutdown()
+    said = capsys.readouterr().out
+    assert "2 processes (ray)" in said and "was lost by Ray" in said
