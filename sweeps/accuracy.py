@@ -102,7 +102,14 @@ def _evaluate(evaluations: list[Evaluation], bench: Bench, on_batch: Callable[[]
         return
     config = bench.config
     try:
-        evaluate(evaluations, bench.samples, on_batch=on_batch, device=device_of(config), precision=config.precision)
+        evaluate(
+            evaluations,
+            bench.samples,
+            on_batch=on_batch,
+            device=device_of(config),
+            precision=config.precision,
+            devices=config.devices,
+        )
     except Exception as error:  # of the data, or of Lightning: no cell of the pass can go on
         for evaluation in evaluations:
             if evaluation.failed is None:

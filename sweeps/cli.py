@@ -80,7 +80,9 @@ Speed, beside the unreduced model in the same rounds: timing.rounds=20 (0: none)
 Others: batch_size, workers (processes that read data ahead), cells_per_pass (that share one reading of the data), device (auto,
   cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), traces (samples whose tokens are followed, for the figures of what is
   kept; 0: none), allow_clip, out (run folder), plugins (Python files of your own), timeout (seconds that a cell may take without
-  any progress), retry (retry=failed: also the cells that failed before)
+  any progress), retry (retry=failed: also the cells that failed before), devices (that share a pass over the data)
+More than one process: executor=local, ray or slurm, processes=2; each asks for resources.cpus, resources.gpus, resources.memory_gb;
+  slurm.partition, slurm.time (minutes), slurm.account, slurm.qos, slurm.constraint, slurm.gres, ... as sbatch has them
 Experiments: experiment=NAME, one of
 {experiments}
 

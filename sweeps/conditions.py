@@ -21,6 +21,9 @@ def device_of(config: SweepConfig) -> str:
         raise ValueError("precision=16-mixed needs CUDA; on a CPU use precision=bf16-mixed or 32-true")
     if device == "cpu" and "cuda_graph" in config.timing.modes:
         raise ValueError("timing.modes=cuda_graph needs CUDA; on a CPU the modes are eager and compiled")
+    num = torch.cuda.device_count()
+    if device == "cuda" and config.devices > num:
+        raise ValueError(f"devices={config.devices} was asked for, but torch sees {num} of them; take devices={num}")
     return device
 
 
@@ -35,6 +38,7 @@ def conditions_of(config: SweepConfig) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.system(),
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu ({platform.machine()})",
+        "devices": config.devices,
         "threads": torch.get_num_threads(),
         "precision": config.precision,
         "batch_size": config.batch_size,

@@ -91,6 +91,7 @@ class SweepConfig:
     resources: Resources
     slurm: dict[str, str]
     device: str
+    devices: int
     precision: str
     timing: Timing
     out: str | None
@@ -134,6 +135,7 @@ def read_config(overrides: Sequence[str]) -> SweepConfig:
         resources=_resources(_mapping(raw, "resources"), raw["executor"]),
         slurm=_slurm(raw),
         device=_one_of(("auto", "cpu", "cuda"), raw, "device"),
+        devices=_at_least(1, raw, "devices"),
         precision=_one_of(PRECISIONS, raw, "precision"),
         timing=_timing(_mapping(raw, "timing")),
         out=None if raw["out"] is None else str(raw["out"]),

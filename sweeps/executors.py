@@ -53,6 +53,7 @@ class Local(Executor):
 
     def __init__(self, config: SweepConfig):
         self._cpus, self._device, self._num = config.resources.cpus, config.device, config.processes or 1
+        self._num_devices = config.devices
 
     def num_processes(self) -> int:
         return self._num
@@ -66,7 +67,8 @@ class Local(Executor):
             return {}
         named = os.environ.get("CUDA_VISIBLE_DEVICES")
         devices = named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
-        return {"CUDA_VISIBLE_DEVICES": devices[work.index % len(devices)]}
+        own = [devices[(work.index * self._num_devices + number) % len(devices)] for number in range(self._num_devices)]
+        return {"CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(own))}
 
 
 class _Process(Handle):
@@ -111,9 +113,13 @@ class Ray(Executor):
 
     def _asked(self) -> dict[str, Any]:
         asked, has_gpus = self._config.resources, self._ray.cluster_resources().get("GPU", 0) > 0
-        gpus = asked.gpus if asked.gpus is not None else float(has_gpus and self._config.device != "cpu")
+        gpus = (
+            asked.gpus
+            if asked.gpus is not None
+            else float(has_gpus and self._config.device != "cpu") * self._config.devices
+        )
         memory = {} if asked.memory_gb is None else {"memory": int(asked.memory_gb * 2**30)}
-        return {"num_cpus": asked.cpus or 1, "num_gpus": gpus, **memory}
+        return {"num_cpus": asked.cpus or self._config.devices, "num_gpus": gpus, **memory}
 
 
 class _Worker:
@@ -158,7 +164,7 @@ class Slurm(Executor):
 
     def start(self, work: Work) -> Handle:
         settings, asked = dict(self._config.slurm), self._config.resources
-        gpus = asked.gpus if asked.gpus is not None else self._config.device == "cuda"
+        gpus = asked.gpus if asked.gpus is not None else (self._config.device == "cuda") * self._config.devices
         memory = {} if asked.memory_gb is None else {"mem_gb": asked.memory_gb}
         _code_of(work).unlink(missing_ok=True)
         try:
@@ -166,7 +172,7 @@ class Slurm(Executor):
             executor.update_parameters(
                 name="tokred",
                 timeout_min=int(settings.pop("time", SLURM_MINUTES)),
-                cpus_per_task=asked.cpus or 1,
+                cpus_per_task=asked.cpus or self._config.devices,
                 gpus_per_node=int(gpus),
                 **memory,
                 **{f"slurm_{name}": value for name, value in settings.items()},

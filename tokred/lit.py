@@ -1,9 +1,11 @@
 """Lightning's side of a sweep: the data of a backbone, and the Trainer's pass over it, one for many models."""
 
+import math
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import compress
 
 import lightning as L
 import torch
@@ -11,8 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tokred.data import Batch, DataSource
+from tokred.devices import Peers, led, moved
+from tokred.memory import ran_out
 from tokred.model import Backbone
-from tokred.tasks.task import Evaluation
+from tokred.reduced import ReducedModel
+from tokred.tasks.task import Evaluation, reason_of
 from tokred.tree import Arrived, Tree
 
 CACHE_BYTES = 2**28  # of batches: small data are decoded once for several passes, and the timing finds its samples
@@ -33,6 +38,9 @@ class EvaluationData(L.LightningDataModule):
 
     def test_dataloader(self) -> "_Kept":
         return self.batches
+
+    def share(self, peers: Peers) -> "_Share":
+        return _Share(self.batches, peers)
 
     def first_inputs(self, size: int) -> list[Tensor]:
         """Of the first ``size`` samples that can be read; fewer where there are not as many."""
@@ -60,6 +68,19 @@ class _Kept:
     def __len__(self) -> int:
         return len(self.loader)
 
+    def every(self, num: int, first: int) -> Iterable[Batch]:
+        """Each ``num``-th, of which the others are not read."""
+        if self.whole:
+            return self.kept[first::num]
+        loader = self.loader
+        return DataLoader(
+            loader.dataset,
+            batch_sampler=list(loader.batch_sampler)[first::num],  # type: ignore[arg-type]  # there always is one
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+        )
+
     def __iter__(self) -> Iterator[Batch]:
         if self.whole:
             yield from self.kept
@@ -73,6 +94,25 @@ class _Kept:
             yield batch
 
 
+class _Share:
+    """Every so-many-th batch; where they do not come out even the last is empty, so that all processes take as many steps."""
+
+    def __init__(self, batches: _Kept, peers: Peers):
+        self._batches, self._peers = batches, peers
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._batches) / self._peers.num)
+
+    def __iter__(self) -> Iterator[Batch]:
+        left = len(self)
+        for batch in self._batches.every(self._peers.num, self._peers.rank):
+            left -= 1
+            yield batch
+        if left:
+            nothing = torch.empty(0, dtype=torch.long)
+            yield Batch(torch.empty(0), nothing, nothing, [])
+
+
 def evaluate(
     evaluations: Sequence[Evaluation],
     data: EvaluationData,
@@ -80,24 +120,43 @@ def evaluate(
     on_batch: Callable[[], None] = lambda: None,
     device: str = "cpu",
     precision: str = "32-true",
+    devices: int = 1,
 ) -> None:
     """One pass of Lightning's Trainer over the data, for all ``evaluations`` of one backbone: each batch is decoded once, and
     what the models have in common is run once. What goes wrong in one ends that one (``Evaluation.failed``), and not the
-    others. ``on_batch`` is called after each batch.
+    others. ``on_batch`` is called after each batch. On several ``devices`` each takes every so-many-th batch.
     """
+    module = _Pass([evaluation.model for evaluation in evaluations], evaluations, on_batch)
+    if devices == 1:
+        _test(module, data.test_dataloader(), device, precision)
+        return
+    module.to("cpu")  # what is sent is on no device
+    batches = data.batches.loader
+    with led(devices, _follow, [evaluation.model for evaluation in evaluations], batches, device, precision) as peers:
+        module.peers = peers
+        _test(module, data.share(peers), device, precision)
+
+
+def _follow(models: Sequence[ReducedModel], loader: DataLoader, device: str, precision: str, peers: Peers) -> None:
+    """A pass of another process for its evaluations."""
+    _test(_Pass(models, peers=peers), _Share(_Kept(loader), peers), device, precision)
+
+
+def _test(module: "_Pass", batches: Iterable[Batch], device: str, precision: str) -> None:
     trainer = L.Trainer(
         accelerator="gpu" if device == "cuda" else device,
-        devices=1,
+        devices=module.peers.num if module.peers else 1,
+        strategy=module.peers.strategy() if module.peers else "auto",
+        use_distributed_sampler=False,
         precision=precision,  # type: ignore[arg-type]  # a Literal of strings
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    module = _Pass(evaluations, on_batch)
     with _interruptible():
         try:
-            trainer.test(module, datamodule=data, verbose=False)
+            trainer.test(module, dataloaders=batches, verbose=False)
         except _NoneLeft:
             pass
         finally:  # Lightning leaves it on the CPU, and with it the backbone that the next pass shares
@@ -122,29 +181,77 @@ class _NoneLeft(Exception):
 
 
 class _Pass(L.LightningModule):
-    def __init__(self, evaluations: Sequence[Evaluation], on_batch: Callable[[], None]):
+    """Without ``evaluations`` it is another's pass, who is sent what arrives."""
+
+    def __init__(
+        self,
+        models: Sequence[ReducedModel],
+        evaluations: Sequence[Evaluation] = (),
+        on_batch: Callable[[], None] = lambda: None,
+        *,
+        peers: Peers | None = None,
+    ):
         super().__init__()
-        self.on_batch = on_batch
-        self.models = nn.ModuleList([evaluation.model for evaluation in evaluations])  # for Lightning to move
-        self._open = list(evaluations)
-        self._tree = Tree([evaluation.model for evaluation in self._open])
+        self.on_batch, self.peers = on_batch, peers
+        self.models = nn.ModuleList(models)  # for Lightning to move
+        self._open, self._evaluations = list(models), list(evaluations)
+        self._tree = Tree(self._open)
 
     def test_step(self, batch: Batch, step: int) -> None:
-        for evaluation in self._open:
-            evaluation.problems.extend(batch.problems)
+        sent = []
+        for arrived in self._walk(batch):
+            if self._evaluations:
+                self._take(arrived, batch)
+            else:
+                sent.append(_packed(arrived))
+        if self._evaluations:
+            self._batch_is_over(batch)
+        if self.peers is not None:
+            for other, theirs in self.peers.gathered((batch._replace(inputs=batch.index_B), sent)):
+                for arrived in theirs:
+                    self._take(_unpacked(arrived, self.device), other)
+                self._batch_is_over(other)
+        self._close_failed()
+
+    def _walk(self, batch: Batch) -> Iterator[Arrived]:
         if len(batch.index_B):
-            inputs = batch.inputs.reshape(-1, *self._open[0].model.backbone.sample_shape)
-            for arrived in self._tree.walk(inputs):
-                _take(self._open[arrived.model], arrived, batch)
-            self._close_failed()
-        self.on_batch()
+            yield from self._tree.walk(batch.inputs.reshape(-1, *self._open[0].backbone.sample_shape))
+
+    def _take(self, arrived: Arrived, batch: Batch) -> None:
+        _take(self._evaluations[arrived.model], arrived, batch)
+
+    def _batch_is_over(self, batch: Batch) -> None:
+        for evaluation in self._evaluations:
+            evaluation.problems.extend(batch.problems)
+        if len(batch.index_B) or batch.problems:
+            self.on_batch()
 
     def _close_failed(self) -> None:
-        left = [evaluation for evaluation in self._open if evaluation.failed is None]
-        if not left:
+        going_on = [evaluation.failed is None for evaluation in self._evaluations]
+        if self.peers is not None:
+            going_on = self.peers.led(going_on)
+        if not any(going_on):
             raise _NoneLeft
-        if len(left) < len(self._open):
-            self._open, self._tree = left, Tree([evaluation.model for evaluation in left])
+        if not all(going_on):
+            self._open = list(compress(self._open, going_on))
+            self._evaluations = list(compress(self._evaluations, going_on))
+            self._tree = Tree(self._open)
+
+
+def _packed(arrived: Arrived) -> Arrived:
+    """For another process, in the memory of no device."""
+    outcome = arrived.outcome
+    if isinstance(outcome, Exception):  # of a plugin's kind it might not be known there
+        return Arrived(arrived.model, MemoryError(str(outcome)) if ran_out(outcome) else ValueError(reason_of(outcome)))
+    tokens, num_BL = outcome
+    return Arrived(arrived.model, (moved(tokens, "cpu"), num_BL.cpu()))
+
+
+def _unpacked(arrived: Arrived, device: torch.device) -> Arrived:
+    if isinstance(arrived.outcome, Exception):
+        return arrived
+    tokens, num_BL = arrived.outcome
+    return Arrived(arrived.model, (moved(tokens, device), num_BL))
 
 
 def _take(evaluation: Evaluation, arrived: Arrived, batch: Batch) -> None:
