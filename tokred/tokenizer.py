@@ -18,7 +18,7 @@ from tokred.hub import fetched
 
 HUB_VOCABULARY = ("google-bert/bert-base-uncased", "vocab.txt")  # of the large model too
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-MAX_BYTES = 16 * 2**20
+MAX_BYTES = 4 * 2**20  # the largest vocabulary of BERT, of 120,000 words, has 1 MB
 
 
 class WordPieces:
