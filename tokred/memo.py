@@ -4,7 +4,9 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
-ROOM = 2**28  # bytes, of arrays as they are in memory; a few thousand cells. What comes when it is full is read each time
+ROOM = (
+    2**28
+)  # bytes, of arrays as they are in memory; a few thousand cells. What comes when it is full is read each time
 
 
 class FileMemo:

@@ -234,11 +234,15 @@ class Store:
         number = sum(1 for _ in folder.glob(f"{path.name}*"))
         path.rename(folder / (f"{path.name}.{number}" if number else path.name))
 
-    def _arrays(self, path: Path, names: Collection[str] | None = None, *, what: str = "record") -> dict[str, np.ndarray]:
+    def _arrays(
+        self, path: Path, names: Collection[str] | None = None, *, what: str = "record"
+    ) -> dict[str, np.ndarray]:
         arrays = read_arrays(path, names, what=what)
         self._taken[path] = max(self._taken.get(path, 0), sum(array.nbytes for array in arrays.values()))
         if sum(self._taken.values()) > MOST_RUN_BYTES:
-            raise ValueError(f"the arrays of {self.folder} have more than {MOST_RUN_BYTES} bytes; read fewer cells at once")
+            raise ValueError(
+                f"the arrays of {self.folder} have more than {MOST_RUN_BYTES} bytes; read fewer cells at once"
+            )
         return arrays
 
     def _path(self, key: str) -> Path:
@@ -250,11 +254,13 @@ def _check_plain(folder: Path) -> None:
     is above it may be links."""
     for place in (folder / part for part in ("plan.json", *PARTS)):
         if place.is_symlink():
-            raise ValueError(f"{place} is a link, and a run folder is read and written as it is; put what it leads to in its place")
+            raise ValueError(
+                f"{place} is a link, and none in a run folder is followed; put what it leads to in its place"
+            )
     for place in (folder / part for part in ("cells", "timings", "claims") if (folder / part).is_dir()):
         for entry in os.scandir(place):
             if not entry.is_file(follow_symlinks=False) and not entry.is_dir(follow_symlinks=False):
-                raise ValueError(f"{entry.path} is a link or no file, and a run folder holds files only; remove it")
+                raise ValueError(f"{entry.path} is a link or no file, and a run folder holds files alone; remove it")
 
 
 def _plain_name(name: Any) -> str:

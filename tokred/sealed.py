@@ -73,7 +73,9 @@ def read_arrays(path: Path, names: Collection[str] | None = None, *, what: str =
             _check_entries(archive)
             found = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             return {name: _array(archive.read(found[name])) for name in found if names is None or name in names}
-    except Exception as error:  # of many kinds where a file is damaged: BadZipFile, zlib.error, EOFError, RecursionError, ...
+    except (
+        Exception
+    ) as error:  # of many kinds where a file is damaged: BadZipFile, zlib.error, EOFError, RecursionError, ...
         raise Damaged(path, error, what) from error
 
 

@@ -71,6 +71,7 @@ class WordPieces:
         return hashlib.sha256("\n".join(self._words).encode()).hexdigest()
 
 
-def from_hub() -> WordPieces:
-    """BERT's uncased vocabulary. Raises ValueError, with what to do, where it cannot be fetched."""
-    return WordPieces.read(fetched(*HUB_VOCABULARY, instead="give vocabulary=PATH"))
+def from_hub(*, asked: bool = True) -> WordPieces:
+    """BERT's uncased vocabulary, fetched if ``asked`` for. Raises ValueError, with what to do, where it cannot be had."""
+    instead = "give vocabulary=PATH" if asked else "give vocabulary=PATH, or vocabulary=pretrained to have it fetched"
+    return WordPieces.read(fetched(*HUB_VOCABULARY, instead=instead, asked=asked))

@@ -13,7 +13,9 @@ from typing import Any
 from tokred.data.files import is_inside
 from tokred.data.texts import clean
 
-MAX_BYTES = 64 * 2**20  # parsed, JSON takes up to some twenty times its size in memory; the sets of UMT have at most 10 MiB
+MAX_BYTES = (
+    64 * 2**20
+)  # parsed, JSON takes up to some twenty times its size in memory; the sets of UMT have at most 10 MiB
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from typing import Any, ClassVar
 
 from tokred.data.files import FileSource, check_limit, is_inside, real_folder, spread
 
-
 MAX_BYTES = 64 * 2**20  # of a CSV; that of ImageNet's 1.28 million training pictures has 45 MB
 MAX_ROWS = 2_000_000  # a row takes up to some 500 bytes in memory
 

@@ -21,7 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 from tokred.data.texts import Captions, Questions
 from tokred.preprocess import Preprocess
 
-MAX_PIXELS = 89_478_485  # of a picture, also of one that is resized; PIL's own mark from which it warns of a decompression bomb
+MAX_PIXELS = (
+    89_478_485  # of a picture, also of one that is resized; PIL's own mark from which it warns of a decompression bomb
+)
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 

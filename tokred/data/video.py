@@ -24,7 +24,9 @@ from tokred.preprocess import Preprocess
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,asf,ogg"
 MAX_SIDE = 8192  # pixels
 MAX_PIXELS = 2**25  # of a frame: 8K; a decoder may hold some twenty of them
-DECODING = {"max_pixels": str(MAX_PIXELS)}  # of FFmpeg itself, which decodes a little before it says how large frames are
+DECODING = {
+    "max_pixels": str(MAX_PIXELS)
+}  # of FFmpeg itself, which decodes a little before it says how large frames are
 MAX_FRAMES = 100_000  # over an hour at 25 frames a second
 MAX_PIXELS_IN_ALL = 2**39  # an hour of 1080p at 60 frames a second; a few KB can hold as many empty ones
 
