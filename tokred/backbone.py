@@ -13,8 +13,8 @@ def create_backbone(name: str, *, weights: str | None = None, task: str | None =
     ``task``: "classification", "retrieval" or "qa"; None: the first of those that it is built for.
 
     ``weights``: "embedded" (they come with tokred), "pretrained" (these too, else from the hub), "random", the path of a
-    .safetensors or .pth file, or None: embedded where there are any, else random. Raises ValueError on an unknown name, or weights
-    that do not fit.
+    .safetensors or .pth file, or None: embedded where there are any, else random. Raises ValueError on an unknown name,
+    or weights that do not fit.
     """
     family = family_of(name)
     tasks = family.tasks(name)

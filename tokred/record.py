@@ -35,6 +35,7 @@ NULL = "null"  # in a timing: the unreduced model, timed as if it were a cell
 STATUSES = ("done", "refused", "failed", "invalid")
 MOST_RUN_BYTES = 4 * 2**30  # of arrays, unpacked, that are read of a run; 50,000 samples of 3,500 cells
 PARTS = ("cells", "timings", "claims", "damaged", "figures", "tables")
+MOST_LAYERS = 10_000  # of a model; figures and tables take time for each
 LEFTOVER_S = 3600.0  # nobody takes as long to write a file: what has a temporary name since then is left of a crash
 
 
@@ -163,7 +164,10 @@ class Store:
     def plan(self) -> dict[str, Any]:
         """Of the latest sweep: ``keys``, the cells in order; ``timings``, [mode, batch size] pairs, the headline first; ``words``
         of its command; ``started``, in seconds since 1970, and ``kept``, how many records were there then."""
-        return read_json(self.folder / "plan.json")
+        plan = read_json(path := self.folder / "plan.json")
+        if not isinstance(plan.get("keys"), list):
+            raise Damaged(path, "it names no cells", "plan")
+        return plan
 
     def predictions_path(self, key: str) -> Path:
         return self.cells / f"{_plain_name(key)}.predictions.npz"
@@ -275,7 +279,7 @@ def _read(kind: Callable[..., Any], path: Path) -> Any:
     content = read_json(path)
     try:
         made = kind(**content)
-    except (TypeError, AttributeError, KeyError) as error:
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise Damaged(path, error) from error
     if path.stem != (made.name if isinstance(made, Timing) else made.key):
         raise Damaged(path, "it is that of another file")
@@ -301,7 +305,12 @@ def _checked(path: Path, digest: str | None = None) -> None:
 
 def _record(*, predictions: str | None = None, **content: Any) -> Record:
     """``predictions``: the hash of theirs; since schema 2."""
-    return Record(**content)
+    record = Record(**content)
+    by_layer = [record.result.get(name) for name in ("tokens", "requested_tokens", "gmacs_by_layer")]
+    for values in (*by_layer, record.cell.get("schedule", {}).get("layers")):
+        if isinstance(values, list | dict) and len(values) > MOST_LAYERS:
+            raise ValueError(f"it has more than {MOST_LAYERS} layers")
+    return record
 
 
 def _timing(*, schema: int, **content: Any) -> Timing:

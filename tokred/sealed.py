@@ -14,6 +14,7 @@ import os
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ class Damaged(ValueError):
     """A file that is not what was written. ``path`` is its own."""
 
     def __init__(self, path: Path, why: object, what: str = "record"):
+        why = shorten(str(why) or type(why).__name__, 200, placeholder="...")
         super().__init__(
             f"{path} is not a readable {what} ({why}); the same sweep again sets it aside and makes it anew, or delete it"
         )
@@ -95,10 +97,9 @@ def read_archive(path: Path, *, what: str = "record") -> tuple[bytes, str | None
 
 def _read(path: Path, most: int) -> bytes:
     with open(path, "rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"it has more than {most} bytes")
-    return content
+        if (num_bytes := os.fstat(file.fileno()).st_size) > most:
+            raise ValueError(f"it has {num_bytes} bytes, more than {most}")
+        return file.read()
 
 
 def _check_entries(archive: zipfile.ZipFile) -> None:

@@ -34,7 +34,7 @@ class WordPieces:
         self._words = tuple(words)
         place = {word: number for number, word in enumerate(words)}
         self.pad, self.cls = place["[PAD]"], place["[CLS]"]
-        self._tokenizer = Tokenizer(WordPiece(place, unk_token="[UNK]", max_input_chars_per_word=100))
+        self._tokenizer = Tokenizer(WordPiece(place, unk_token="[UNK]", max_input_chars_per_word=100))  # noqa: S106 - no password
         self._tokenizer.normalizer = BertNormalizer(lowercase=True)
         self._tokenizer.pre_tokenizer = BertPreTokenizer()
         self._tokenizer.add_special_tokens(
