@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod
@@ -132,7 +132,7 @@ def build_method(cell: Cell, **solved: Any) -> Method:
 
 def _check_count(config: SweepConfig) -> None:
     """Before the combinations are made, of which a line can ask for more than any memory holds."""
-    axes = [config.backbones, config.weights, config.amounts, config.shape, config.layers]
+    axes: list[Sized] = [config.backbones, config.weights, config.amounts, config.shape, config.layers]
     options = sum(
         prod(len(value) for value in config.options.get(name, {}).values() if isinstance(value, list))
         for name in config.methods

@@ -17,6 +17,8 @@ MAX_BYTES = (
     64 * 2**20
 )  # parsed, JSON takes up to some twenty times its size in memory; the sets of UMT have at most 10 MiB
 
+MAX_ENTRIES = 1_000_000  # those of the sets of UMT are at most 73,000
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -105,6 +107,8 @@ def _read_list(path: str) -> list[Any]:
     if not isinstance(content, list) or not content:
         what = "an empty one" if content == [] else type(content).__name__
         raise ValueError(f"{path} must hold a list, as UMT's annotation files do, not {what}")
+    if len(content) > MAX_ENTRIES:
+        raise ValueError(f"{path} has {len(content)} entries, more than the {MAX_ENTRIES} that are read")
     return content
 
 

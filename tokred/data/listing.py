@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from tokred.data.files import FileSource, check_limit, is_inside, real_folder, spread
 
 MAX_BYTES = 64 * 2**20  # of a CSV; that of ImageNet's 1.28 million training pictures has 45 MB
+MAX_COLUMNS = 100  # of which two are read; more than these are not counted
 MAX_ROWS = 2_000_000  # a row takes up to some 500 bytes in memory
 
 
@@ -123,7 +124,7 @@ def _read_rows(csv: str | Path, separator: str) -> list[tuple[int, str, str | No
                 raise ValueError(f"{csv} has more than the {MAX_BYTES} bytes that are read; take fewer files")
             reader = csv_format.reader(file, delimiter=separator)
             rows = islice((row for row in reader if any(map(str.strip, row))), MAX_ROWS + 1)
-            cells = [(reader.line_num, [cell.strip() for cell in row]) for row in rows]
+            cells = [(reader.line_num, [cell.strip() for cell in row[:MAX_COLUMNS]]) for row in rows]
     except (OSError, UnicodeDecodeError, csv_format.Error) as error:
         raise ValueError(f"csv must be a readable CSV file in UTF-8, but {csv} is not: {error}") from error
     if len(cells) > MAX_ROWS:
