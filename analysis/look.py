@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from tokred.analysis.rows import plain
+from tokred.terminal import plain
 
 # Okabe and Ito (2008) without black, which is the unreduced model's, and without yellow, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

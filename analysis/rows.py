@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import reduce
@@ -22,6 +21,7 @@ from tokred.analysis.statistics import (
     seed_sd,
 )
 from tokred.record import NULL, Record, Store, Timing
+from tokred.terminal import plain
 
 Item = TypeVar("Item")
 
@@ -158,12 +158,6 @@ def write_whole(path: str | Path, content: bytes) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
-
-
-def plain(text: str) -> str:
-    """One line, without the control characters that steer a terminal or break an SVG."""
-    text = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def counted(counts: Iterable[int]) -> str:

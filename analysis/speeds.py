@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tokred.analysis.rows import names_of, place_of, plain
+from tokred.analysis.rows import names_of, place_of
 from tokred.record import NULL, Record, Store, Timed, Timing
+from tokred.terminal import plain
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,13 @@ REASONS = {
     "vjepa2": "its rotary positions would have to follow the tokens that stay, and a merged token has no single one",
     "timesformer": "its divided attention over space and time needs every token in its place",
 }
+REASON = "of transformers, the encoders of VideoMAE and ViViT can"
+BEGINS = {begin.lower(): begin for begin in BASES.values()}  # model_type -> how its classes begin
+CLASS_FIELDS = ("architectures", "id2label", "label2id", "num_labels")
+MOST = dict.fromkeys(("num_hidden_layers", "num_frames", "num_channels", "tubelet_size"), 1024)
+MOST |= dict.fromkeys(("hidden_size", "intermediate_size", "image_size", "patch_size", "num_labels"), 2**17)
+MOST_PARAMETERS = 2**31  # 8 GiB in float32; the largest VideoMAE has half as many
+MOST_BYTES = 2**20  # of a config
 DECODER = ("decoder.", "encoder_to_decoder.", "mask_token")  # of the pre-training; an encoder has no use for them
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")  # the first there is
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
@@ -86,7 +93,7 @@ class HFVideo(Backbone):
             return cls.wrap(_load(library, kind, config, folder))
         try:
             model = kind(config)
-        except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        except (TypeError, ValueError, KeyError, RuntimeError, ZeroDivisionError) as error:
             raise ValueError(f"{name} does not take {sizes}: {_one_line(error)}") from error
         return cls.wrap(model)
 
@@ -231,7 +238,7 @@ def _refuse_what_cannot_be_cut(model: nn.Module) -> None:
 
 
 def _why_not(config: Any) -> str:
-    return REASONS.get(getattr(config, "model_type", ""), "of transformers, the encoders of VideoMAE and ViViT can")
+    return REASONS.get(getattr(config, "model_type", ""), REASON)
 
 
 def _prove_halves(backbone: HFVideo) -> None:
@@ -298,13 +305,15 @@ def _folder(name: str, weights: str | None) -> Path:
             f"{PREFIX}{name} has no pretrained weights; name a model of the hub, as {PREFIX}{EXAMPLE}, or give weights=FOLDER"
         )
     folder = Path(name).expanduser()
-    return folder.resolve() if folder.is_dir() else _from_hub(name, with_weights=weights != "random")
+    return folder.resolve() if folder.is_dir() else _from_hub(name, asked=weights != "random")
 
 
-def _from_hub(name: str, *, with_weights: bool) -> Path:
+def _from_hub(name: str, *, asked: bool) -> Path:
+    """Random weights are none that anybody asked the hub for: a copy on this machine has their sizes, or there are none."""
+    patterns = ["*.json"] + ["model*.safetensors"] * asked
     try:
-        folder = Path(snapshot_download(name, allow_patterns=["*.json"] + ["model*.safetensors"] * with_weights))
-        if with_weights and not _weight_files(folder):
+        folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not asked))
+        if asked and not _weight_files(folder):
             snapshot_download(name, allow_patterns=["pytorch_model*.bin"])
         return folder
     except Exception as error:  # the hub client raises many kinds, of its own and of the libraries below it
@@ -319,26 +328,59 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _config(library: Any, name: str, folder: Path | None, sizes: dict[str, Any]) -> Any:
-    """The default one where there is no folder, else that of the folder; with other sizes."""
+    """The default one where there is no folder, else that of the folder; with other sizes.
+
+    Of the folder's only what says how large the model is, and its classes: others have transformers fetch and run code of the hub
+    (``auto_map``, the name of an attention kernel) or load what is packed in its own way.
+    """
+    given = {"model_type": BASES[name].lower()} if folder is None else _read_object(folder / "config.json")
+    kind = _config_kind(library, given)
+    known = [*kind.__annotations__, "num_labels", *SIZE_NAMES]
+    if strange := [size for size in sizes if size not in known]:
+        raise ValueError(unknown("sizes", strange[0], known))
+    own = {field: value for field, value in given.items() if field in (*kind.__annotations__, *CLASS_FIELDS)}
+    if "num_labels" in sizes:  # they would contradict it
+        own = {field: value for field, value in own.items() if field not in ("id2label", "label2id")}
     try:
-        if folder is None:
-            config = getattr(library, f"{BASES[name]}Config")(**sizes)
-        else:
-            config = library.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **sizes)
+        config = kind(**own | sizes)
     except Exception as error:  # transformers raises many kinds, and one of its own for a value of the wrong type
         what = f"does not take {sizes}" if sizes else "has no config.json that transformers can read"
         raise ValueError(f"{folder or name} {what}: {_one_line(error)}") from error
-    known = [*type(config).__annotations__, "num_labels", *SIZE_NAMES]
-    if strange := [size for size in sizes if size not in known]:
-        raise ValueError(unknown("sizes", strange[0], known))
+    _check_sizes(config, folder or name)
     return config
+
+
+def _config_kind(library: Any, given: dict[str, Any]) -> Any:
+    kind = str(given.get("model_type"))
+    begin = BEGINS.get(kind)
+    if begin is None:
+        raise ValueError(f"a {kind[:50]} cannot be reduced: {REASONS.get(kind, REASON)}")
+    return getattr(library, f"{begin}Config")
+
+
+def _check_sizes(config: Any, where: object) -> None:
+    """Raises ValueError where the model would be larger than any that there is."""
+    for size, most in MOST.items():
+        for value in _as_tuple(getattr(config, size, None)):
+            if not isinstance(value, int) or not 0 <= value <= most:
+                raise ValueError(f"{size} of {where} must be a whole number up to {most}, not {str(value)[:50]}")
+    (height, width), patch = (*_as_tuple(config.image_size), config.image_size)[:2], _as_tuple(config.tubelet_size)
+    t, h, w = patch if len(patch) == 3 else (*patch, *(_as_tuple(config.patch_size) * 2)[:2])
+    num_tokens = (config.num_frames * height * width) // max(1, t * h * w)
+    of_layer = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
+    per_channel = num_tokens + t * h * w * config.num_channels + config.num_labels
+    num_parameters = config.num_hidden_layers * of_layer + config.hidden_size * per_channel
+    if num_parameters > MOST_PARAMETERS:
+        raise ValueError(f"the sizes of {where} make {num_parameters} parameters, and {MOST_PARAMETERS} are the most")
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def _class_name(name: str, config: Any, *, classifies: bool) -> str:
     """Of transformers: with a classifier where the config names such a class, or classes are asked for."""
-    begin = {"videomae": "VideoMAE", "vivit": "Vivit"}.get(config.model_type)
-    if begin is None:
-        raise ValueError(f"a {config.model_type} cannot be reduced: {_why_not(config)}")
+    begin = BEGINS[config.model_type]
     if begin != BASES.get(name, begin):
         raise ValueError(f"the weights are those of a {config.model_type}, not of {PREFIX}{name}")
     classifies = classifies or any(kind.endswith("ForVideoClassification") for kind in config.architectures or ())
@@ -397,5 +439,20 @@ def _processor(source: str) -> dict[str, Any] | None:
         except HFValidationError:  # a folder that is gone
             return None
         if isinstance(path, str | Path) and Path(path).is_file():
-            return json.loads(Path(path).read_text())
+            return _read_object(Path(path))
     return None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """JSON as data. Raises ValueError where it is no object, or larger than any that transformers writes."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES} bytes")
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path.parent} has no {path.name} that can be read: {_one_line(error)}") from error
+    return content

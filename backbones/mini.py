@@ -35,6 +35,7 @@ class Mini(VideoTransformer):
     """
 
     pixels = PIXELS
+    embedded = True
 
     @classmethod
     def names(cls) -> list[str]:
@@ -56,6 +57,8 @@ TEXT_SIZES = {"text_dim": 96, "text_depth": 5, "text_heads": 3, "fusion_layer": 
 @BACKBONES.register("mini_umt")
 class MiniUMT(Backbone):
     """The small twins of UMT's models, for retrieval and question answering on moving shapes."""
+
+    embedded = True
 
     @classmethod
     def names(cls) -> list[str]:

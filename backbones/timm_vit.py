@@ -5,6 +5,7 @@ block, in two halves; nothing in it is changed.
 """
 
 import difflib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from tokred import BACKBONES, Backbone, Tokens, Widths
 from tokred.foreign import evaluating, expect_close, linear_macs
 from tokred.preprocess import Preprocess
+from tokred.registry import unknown
 from tokred.transformer import heads, rows_of
 from tokred.weights import load_strictly, read_state
 
 PREFIX = "timm/"
+SIZES = tuple(inspect.signature(timm_vits.VisionTransformer).parameters)
 LIBRARY = f"timm {timm.__version__}"
 
 
@@ -63,6 +66,10 @@ class TimmViT(Backbone):
             raise ValueError(
                 f"timm has no plain VisionTransformer {name!r}; near it are {near}; `tokred list 'timm/*'` names all"
             )
+        if strange := [
+            size for size in sizes if size not in SIZES
+        ]:  # timm's own would have it read files and addresses
+            raise ValueError(unknown(f"the sizes of {name}", strange[0], SIZES))
         try:
             model = timm.create_model(name, pretrained=weights == "pretrained", **sizes)
         except (TypeError, AssertionError) as error:

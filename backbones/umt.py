@@ -83,7 +83,7 @@ class UMTText(Backbone):
         **sizes: Any,
     ) -> Backbone:
         size = name.removeprefix("umt_")
-        words = WordPieces.read(vocabulary) if vocabulary else from_hub()
+        words = _words(vocabulary, asked="pretrained" in (weights, vocabulary))
         joint = {"joint_dim": JOINT_DIM[size]} if task == "retrieval" else {}
         given = {"num_frames": 12, "vocab_size": VOCABULARY_SIZE} | VISION[size] | TEXT[size] | joint | sizes
         model = MODELS[task].made(words, **given)
@@ -151,6 +151,10 @@ def _without_rest(state: dict[str, Tensor]) -> dict[str, Tensor]:
     rest = ("clip_teacher.", "vision_encoder.clip_decoder.")
     buffers = ("embeddings.position_ids", "vision_encoder.encoder.pos_embed", "vision_encoder.encoder.img_pos_embed")
     return {name: value for name, value in state.items() if not name.startswith(rest) and not name.endswith(buffers)}
+
+
+def _words(vocabulary: str | None, *, asked: bool) -> WordPieces:
+    return from_hub(asked=asked) if vocabulary in (None, "pretrained") else WordPieces.read(vocabulary)
 
 
 def _read(weights: str | None, size: str) -> tuple[dict[str, Tensor] | None, str]:

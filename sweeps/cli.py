@@ -18,6 +18,7 @@ from rich.console import Console
 from tokred.registry import BACKBONES, METHODS, Registry, load_file
 from tokred.sweeps.supervisor import supervised
 from tokred.sweeps.watch import Watch
+from tokred.terminal import PlainConsole, plain
 
 if TYPE_CHECKING:  # the supervisor of a sweep has no use for torch
     from tokred.model import Method
@@ -43,19 +44,21 @@ axes is a cell; the unreduced model is always run with them. The same command ag
 
   python sweep.py "methods=[vid_tldr,tome]"
   python sweep.py task=retrieval "methods=[vid_tldr,tome]"
-  python sweep.py "methods=[tome,evit]" "backbones=[timm/vit_small_patch16_224]" data=image_folder data.root=PICTURES
+  python sweep.py "methods=[tome,evit]" "backbones=[timm/vit_small_patch16_224]" weights=pretrained \\
+      data=image_folder data.root=PICTURES
   python sweep.py "methods=[vid_tldr]" "backbones=[umt_base_patch16_224]" "r=[[600,200,100]]" weights=random \\
       data=video_folder data.root=VIDEOS
 
 Task: task=classification, retrieval (videos by texts and texts by videos) or qa (questions about videos)
-  vocabulary   the path of a vocab.txt, for backbones that read texts; null: their own
+  vocabulary   the path of a vocab.txt, for backbones that read texts; pretrained: BERT's from the hub; null: their own
   shortlist    how many candidates retrieval and qa look at closely; null: as the data set's own evaluation has it
 
 Axes: give one value, or a list of values.
   methods      names, or all (below)
   options      options.METHOD.NAME=VALUE, as options.tome.proportional_attention=[true,false]
   backbones    names (below); sizes.NAME=VALUE overrides their dimensions, as sizes.num_frames=8
-  weights      pretrained, random, or the path of a .safetensors or .pth file
+  weights      embedded (with tokred, as those of the small models), pretrained (from the Hugging Face hub), random, or the path
+               of a .safetensors or .pth file
   How much, one of:
   budget       shares of the unreduced model's MACs, the method's own included: budget=[0.8,0.5]
   r            tokens removed in each layer; below 1, a share of them: r=[8,13]; one number for each layer: r=[[600,200]]
@@ -159,10 +162,10 @@ def guarded(
     try:
         return command()
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a folder that cannot be written
-        print(f"error: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        print(plain(f"error: {error.strerror or error}: {error.filename or 'no file named'}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{stopped}", file=sys.stderr)
@@ -231,7 +234,7 @@ def _drift(words: Sequence[str]) -> int:
     from tokred.record import Store
     from tokred.sweeps.conditions import conditions_of
     from tokred.sweeps.config import read_config
-    from tokred.sweeps.drift import drift, lines
+    from tokred.sweeps.drift import drift, lines, words_again
     from tokred.sweeps.plan import make_plan
 
     if not words or "=" in words[0]:
@@ -243,7 +246,7 @@ def _drift(words: Sequence[str]) -> int:
         raise ValueError(
             f"{store.folder} is no run folder: it has no plan.json; sweeps name theirs in their first line"
         )
-    config = read_config(_other_words(store.plan().get("words", []), words[1:]))
+    config = read_config(words_again(store, words[1:]))
     for path in config.plugins:
         load_file(path)
     cells = [cell for group in make_plan(config, create_data(**config.data)) for cell in group.cells]
@@ -252,14 +255,8 @@ def _drift(words: Sequence[str]) -> int:
     return 0
 
 
-def _other_words(before: Sequence[str], now: Sequence[str]) -> list[str]:
-    """The words of a sweep, with those of the same names replaced."""
-    names = {word.partition("=")[0] for word in now}
-    return [*(word for word in before if word.partition("=")[0] not in names), *now]
-
-
 def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+    return PlainConsole(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
 
 
 def _profile(words: Sequence[str]) -> int:

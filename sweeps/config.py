@@ -28,6 +28,7 @@ OPEN = (
     "calibration",
 )  # what is in these depends on methods, backbones and data, which check it
 LISTED = ("timing", "resources", "slurm")  # have parts, checked here
+MOST_CHARACTERS = 10_000  # of a word: Hydra's grammar takes seconds for more, and minutes for much more
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -162,9 +163,15 @@ def _parsed(word: str) -> Override:
     """One ``key=value``, its key known. Hydra's own messages name its grammar, not ours."""
     if "=" not in word or word.startswith(("-", "~")):
         raise ValueError(f"{word!r} is not KEY=VALUE, as methods=[tome,evit] is; --help names the keys")
+    if len(word) > MOST_CHARACTERS:
+        raise ValueError(f"{word[:60]!r}... has {len(word)} characters, and {MOST_CHARACTERS} are the most; shorten it")
+    if "${" in word:
+        raise ValueError(
+            f"{word!r} is to be filled in from elsewhere (${{...}}), which is not done; give the value itself"
+        )
     try:
         parsed = OverridesParser.create().parse_override(word)
-    except HydraException as error:
+    except (HydraException, RecursionError) as error:
         raise ValueError(
             f"{word!r} cannot be read; a list is written KEY=[a,b], and a value with other signs in quotes: KEY='a=b'"
         ) from error
@@ -206,6 +213,10 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
         if missing:
             raise ValueError(f"{missing[0]} must be given, and none came; add {missing[0]}=...")
         return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]  # a mapping at the top
+    except RecursionError as error:
+        raise ValueError(
+            "a value is nested too deeply; lists of lists are the deepest that any setting takes"
+        ) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError("; ".join(line.strip() for line in str(error).splitlines()[:2])) from error
 

@@ -1,5 +1,7 @@
 """``tokred drift RUN_DIR``: what the same command would run again, and what has changed since its records were made."""
 
+import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +23,21 @@ PARTS = {
 }
 CONDITIONS = ("tokred", "torch", "timm", "lightning", "python", "system", "device", "threads")
 MOST_CELLS = 3  # that are named of each change
+TAKEN = (  # words that a run folder may say: with no value do they name a file, a plugin or the hub, or make a model large
+    *("task", "experiment", "methods", "options", "budget", "r", "keep_rate", "tokens", "shape", "layers", "match"),
+    *("allow_clip", "seeds", "shortlist", "data", "traces", "retry", "device", "precision"),
+    *(
+        "batch_size",
+        "cells_per_pass",
+        "workers",
+        "timeout",
+        "timing",
+        "timing.rounds",
+        "timing.batch_size",
+        "timing.modes",
+    ),
+)
+TAKEN_IF = {"weights": "random", "backbones": r"[\w,\[\] ]*", "data.num_clips": r"\d{1,4}", "data.split": r"\w*"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,36 @@ class Drift:
     changed: list[tuple[Cell, list[str]]]
     new: list[Cell]
     left: list[Record]
+
+
+def words_again(store: Store, now: Sequence[str]) -> list[str]:
+    """The words of the run's sweep, with those ``now`` in the place of the same names.
+
+    A run folder may have come from somebody else. So those of its words that would have a plugin run, a file be read, the hub
+    asked or a large model be built count only where the user says them: raises ValueError that names them.
+    """
+    before = store.plan().get("words", [])
+    if not isinstance(before, list) or not all(isinstance(word, str) for word in before) or len(before) > 1000:
+        raise ValueError(f"{store.folder / 'plan.json'} does not hold the words of a sweep; run the sweep again")
+    said = {_key(word) for word in now} | {"out"}
+    before = [word for word in before if _key(word) not in said]
+    if own := [word for word in before if not _is_taken(word)]:
+        raise ValueError(
+            f"{store.folder} names what is not opened, loaded or built on the word of a run folder alone; if it is right, add: "
+            f"{shlex.join(own)}"
+        )
+    return [*before, *now]
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+").partition("=")[0]
+
+
+def _is_taken(word: str) -> bool:
+    key, value = _key(word), word.partition("=")[2]
+    if key in TAKEN_IF:
+        return re.fullmatch(TAKEN_IF[key], value.strip("[]"), re.ASCII) is not None
+    return key in TAKEN or key.startswith("options.")
 
 
 def drift(cells: Sequence[Cell], store: Store) -> Drift:

@@ -7,9 +7,10 @@ import hashlib
 import inspect
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field, replace
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tokred.tasks import TASKS, Task
 from tokred.weights import digest
 
 RANDOM_WEIGHTS_SEED = 0
+MOST_CELLS = 100_000  # planned in some hours; more are a slip
 DATA_PATHS = ("root", "csv", "annotation", "answer_list", "videos")  # what is there is in the data's digest
 
 
@@ -78,6 +80,7 @@ class Group:
 
 def make_plan(config: SweepConfig, data: DataSource) -> list[Group]:
     """Raises ValueError where a name, option, checkpoint or data set is wrong, or no reduced cell can run."""
+    _check_count(config)
     methods, calibration = _methods(config), CalibrationSamples(config, data)
     groups = [
         _group(config, data, name, weights, methods, calibration)
@@ -125,6 +128,17 @@ def build_method(cell: Cell, **solved: Any) -> Method:
     if cell.spec["seed"] is not None:
         options["seed"] = cell.spec["seed"]
     return create_method(cell.spec["method"], **options)
+
+
+def _check_count(config: SweepConfig) -> None:
+    """Before the combinations are made, of which a line can ask for more than any memory holds."""
+    axes: list[Sized] = [config.backbones, config.weights, config.amounts, config.shape, config.layers]
+    options = sum(
+        prod(len(value) for value in config.options.get(name, {}).values() if isinstance(value, list))
+        for name in config.methods
+    )
+    if (num := prod(map(len, axes)) * max(1, options) * config.seeds) > MOST_CELLS:
+        raise ValueError(f"these axes make up to {num} cells, and {MOST_CELLS} are the most; take fewer values")
 
 
 def _methods(config: SweepConfig) -> list[tuple[str, dict[str, Any]]]:
@@ -321,7 +335,7 @@ def _core_hash() -> str:
     folder = Path(tokred.__file__).parent
     apart = {  # which no result depends on
         *("testing.py", "timing.py", "profile.py", "training.py", "text_training.py"),
-        *("record.py", "sealed.py", "memo.py", "catalogue.py", "onnx_export.py"),
+        *("record.py", "sealed.py", "memo.py", "catalogue.py", "onnx_export.py", "terminal.py"),
     }
     found = [*folder.glob("*.py"), *folder.glob("data/*.py"), *folder.glob("tasks/*.py")]
     files = [path for path in sorted(found) if path.name not in apart]

@@ -4,12 +4,14 @@ import pytest
 
 from tokred import METHODS, list_methods
 from tokred.record import Store
+from tokred.sealed import write_json
 from tokred.sweeps import drift as drifting
 from tokred.sweeps import plan
 from tokred.sweeps.cli import main, sweep
 
+SIZES = ["sizes.depth=2", "sizes.embed_dim=24", "sizes.patch_size=16"]
 WORDS = [
-    *("sizes.depth=2", "sizes.embed_dim=24", "sizes.patch_size=16", "backbones=mini_mean", "weights=random"),
+    *(*SIZES, "backbones=mini_mean", "weights=random"),
     *("methods=[tome,mine]", "r=[4,8]", "data.num_clips=2", "timing.rounds=0", "traces=0"),
 ]
 MINE = '''
@@ -40,7 +42,7 @@ def ran(tmp_path, monkeypatch, capsys):
 
     def lines(*words):
         capsys.readouterr()
-        assert main(["drift", str(out), *words]) == 0
+        assert main(["drift", str(out), *SIZES, f"plugins={file}", *words]) == 0
         return capsys.readouterr().out.splitlines()
 
     lines.folder, lines.file, lines.words = out, file, words
@@ -83,6 +85,49 @@ def test_another_torch_is_said_and_runs_nothing_again(ran, monkeypatch, capsys):
     assert f"5 of the cells were made with torch {was}, now 9.0; accuracies are not run again for that" in (
         capsys.readouterr().out
     )
+
+
+def test_words_that_name_files_or_sizes_count_only_where_they_are_said_again(ran, capsys):
+    capsys.readouterr()
+    assert main(["drift", str(ran.folder)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.endswith(f"if it is right, add: {' '.join(SIZES)} plugins={ran.file}\n")
+
+
+def test_words_without_files_need_not_be_said_again(ran):
+    store = Store(ran.folder)
+    harmless = [
+        "backbones=[mini_mean,mini_cls]",
+        "weights=random",
+        "methods=[tome]",
+        "r=8",
+        "data.num_clips=2",
+        "out=x",
+    ]
+    write_json(ran.folder / "plan.json", store.plan() | {"words": harmless})
+    assert drifting.words_again(store, []) == harmless[:-1]
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("plugins=[x.py]", "+plugins=[x.py]", "data.root=/etc", "data.csv=/etc/passwd", "calibration.root=/etc"),
+        *("weights=x.pth", "weights=[random,x.pth]", "weights=pretrained", "vocabulary=/etc/passwd"),
+        *(
+            "backbones=hf/tmp",
+            "backbones=[timm/vit_giant_patch14_224]",
+            "sizes.depth=1000000",
+            "data.num_clips=1000000",
+        ),
+        *("hydra.run.dir=/tmp", "--config-dir=/tmp", "~data", "word", ""),
+    ],
+)
+def test_a_run_folder_alone_names_no_file_no_plugin_no_hub_and_no_size(ran, word):
+    store = Store(ran.folder)
+    write_json(ran.folder / "plan.json", store.plan() | {"words": [word]})
+    with pytest.raises(ValueError, match="not opened, loaded or built on the word of a run folder alone"):
+        drifting.words_again(store, [])
 
 
 @pytest.mark.parametrize("words", [[], ["r=8"], ["nowhere"]])

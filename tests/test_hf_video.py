@@ -538,7 +538,7 @@ def test_from_the_hub_pickled_weights_are_fetched_only_where_there_are_no_others
     if file == "pytorch_model.bin":
         (there / "model.safetensors").unlink()
 
-    def fetch(name, allow_patterns):
+    def fetch(name, allow_patterns, local_files_only=False):
         """As the hub's client does, from a folder."""
         calls.append(name)
         here = tmp_path / "here"
@@ -610,9 +610,57 @@ def test_code_beside_the_weights_is_not_run(tmp_path):
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(ValueError, match="has no config.json that transformers can read"):
+    with pytest.raises(ValueError, match="a own cannot be reduced"):
         tokred.create_backbone(f"hf/{tmp_path}")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}},
+        {"_attn_implementation": "somebody/kernel"},
+        {"attn_implementation": "somebody/kernel"},
+        {"_attn_implementation_internal": "somebody/kernel"},
+        {"_name_or_path": "somebody/model"},
+        {"quantization_config": {"quant_method": "awq"}},
+        {"transformers_weights": "/etc/passwd"},
+        {"dtype": "float16"},
+    ],
+    ids=lambda field: next(iter(field)),
+)
+def test_fields_of_a_config_that_are_no_sizes_are_passed_over(field, tmp_path):
+    model = model_of("videomae")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | field))
+    loaded = tokred.create_backbone(f"hf/{tmp_path}").model
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    assert loaded.config._attn_implementation in ("sdpa", "eager")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_hidden_layers": 10**7}, "num_hidden_layers of .* must be a whole number up to 1024"),
+        (
+            {"num_hidden_layers": 1000, "hidden_size": 2**15, "intermediate_size": 2**17},
+            "parameters, and .* are the most",
+        ),
+        ({"num_frames": 1000, "image_size": 2**17}, "parameters, and .* are the most"),
+        ({"patch_size": 0}, "has no config.json that transformers can read|does not take|division"),
+        ("[" * 1000, "has no config.json that can be read"),
+        ("[]", "has no config.json that can be read: it is no object"),
+        (" " * 2**21, "has no config.json that can be read: it has more than"),
+    ],
+    ids=["layers", "width", "positions", "patches of nothing", "deep", "list", "long"],
+)
+def test_a_config_of_more_than_there_is_makes_no_model(config, message, tmp_path):
+    model_of("videomae").save_pretrained(tmp_path)
+    whole = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps(whole | config))
+    with pytest.raises(ValueError, match=message):
+        tokred.create_backbone(f"hf/{tmp_path}", weights="random")
 
 
 @pytest.mark.parametrize(

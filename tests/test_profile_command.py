@@ -166,7 +166,7 @@ def test_a_wrong_word_is_one_line(ran):
 def test_retrieval_is_profiled_up_to_the_joint_space(ran):
     words = ["task=retrieval", "methods=tome", "r=8", "timing.batch_size=1", "timing.rounds=0", "data.num_clips=2"]
     code, out, _ = ran(*words)
-    assert code == 0 and "mini_umt, pretrained weights, a batch of 1 of moving_shapes" in out
+    assert code == 0 and "mini_umt, embedded weights, a batch of 1 of moving_shapes" in out
 
 
 def test_help_names_the_parts(ran):

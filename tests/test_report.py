@@ -20,10 +20,11 @@ from tokred.analysis.report import write_report
 from tokred.analysis.report.chart import SHAPES, chart_of, scripts
 from tokred.analysis.report.content import content_of
 from tokred.analysis.report.page import MOST_SVG, picture
-from tokred.analysis.rows import plain, rows, write_csv
+from tokred.analysis.rows import rows, write_csv
 from tokred.analysis.table import print_table
 from tokred.record import Store
 from tokred.sweeps.cli import main
+from tokred.terminal import plain
 
 COMPARATIVE = re.compile(r"\b(better|best|beats?|wins?|winners?|outperforms?|superior|worse)\b", re.IGNORECASE)
 DIRECTION = re.compile(r"\((?:higher|lower) is better\)")  # of an axis, not of a method

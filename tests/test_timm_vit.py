@@ -258,8 +258,14 @@ def test_a_backbone_is_built_by_name_with_its_sizes():
 
 
 def test_a_size_that_the_model_does_not_take_is_refused():
-    with pytest.raises(ValueError, match="vit_small_patch16_224 does not take {'num_frames': 4}"):
+    with pytest.raises(ValueError, match="no 'num_frames' in the sizes of vit_small_patch16_224"):
         tokred.create_backbone("timm/vit_small_patch16_224", num_frames=4)
+
+
+@pytest.mark.parametrize("option", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"])
+def test_what_has_timm_read_a_file_or_an_address_is_no_size(option):
+    with pytest.raises(ValueError, match=f"no '{option}' in the sizes of"):
+        tokred.create_backbone("timm/vit_small_patch16_224", **{option: "x.pth"})
 
 
 def test_sizes_that_do_not_fit_are_refused():

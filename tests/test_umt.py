@@ -188,7 +188,7 @@ def test_an_official_file_is_loaded_whole(task, state, tmp_path, monkeypatch):
 
 
 def test_the_default_sizes_are_the_published_ones(monkeypatch):
-    monkeypatch.setattr(tokred.backbones.umt, "from_hub", lambda: None)
+    monkeypatch.setattr(tokred.backbones.umt, "from_hub", lambda asked: None)
     with torch.device("meta"):
         base, large = (
             tokred.create_backbone(f"umt_{size}", task="retrieval", weights="random") for size in ("base", "large")

@@ -12,14 +12,19 @@ def create_backbone(name: str, *, weights: str | None = None, task: str | None =
 
     ``task``: "classification", "retrieval" or "qa"; None: the first of those that it is built for.
 
-    ``weights``: "pretrained" (from the package or the hub), "random", the path of a .safetensors or .pth file, or None: those
-    that come with tokred where there are any, else random. Raises ValueError on an unknown name, or weights that do not fit.
+    ``weights``: "embedded" (they come with tokred), "pretrained" (these too, else from the hub), "random", the path of a
+    .safetensors or .pth file, or None: embedded where there are any, else random. Raises ValueError on an unknown name,
+    or weights that do not fit.
     """
     family = family_of(name)
     tasks = family.tasks(name)
     if task is not None and task not in tasks:
         able = [short for other in BACKBONES for short in _short(other) if task in other.tasks(short)]
         raise ValueError(f"{name} is built for {' and '.join(tasks)}, not for {task}; that can: {', '.join(able)}")
+    if weights == "embedded" and not family.embedded:
+        raise ValueError(
+            f"no weights of {name} come with tokred; say weights=pretrained (from the hub), weights=random, or the path of a file"
+        )
     if (task or tasks[0]) != "classification":
         sizes["task"] = task or tasks[0]
     return family.build(name, weights=weights, **sizes).eval()

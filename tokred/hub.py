@@ -1,8 +1,8 @@
-"""Files of the Hugging Face hub."""
+"""Files of the Hugging Face hub. Nothing is fetched unless the user says "pretrained"."""
 
 
-def fetched(repository: str, file: str, *, instead: str) -> str:
-    """The path of a copy on this machine, fetched where there is none.
+def fetched(repository: str, file: str, *, instead: str, asked: bool = True) -> str:
+    """The path of a copy on this machine, fetched where there is none and it was ``asked`` for.
 
     Raises ValueError where it cannot be; ``instead``: what to do then.
     """
@@ -11,6 +11,10 @@ def fetched(repository: str, file: str, *, instead: str) -> str:
     kept = try_to_load_from_cache(repository, file)
     if isinstance(kept, str):
         return kept
+    if not asked:
+        raise ValueError(
+            f"{file} of {repository} is not on this machine, and nothing is fetched that was not asked for; {instead}"
+        )
     try:
         return hf_hub_download(repository, file)
     except Exception as error:  # the hub client raises many kinds, of its own and of the libraries below it

@@ -4,7 +4,9 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
-ROOM = 2**28  # bytes of files; a few thousand cells. What comes when it is full is read each time
+ROOM = (
+    2**28
+)  # bytes, of arrays as they are in memory; a few thousand cells. What comes when it is full is read each time
 
 
 class FileMemo:
@@ -22,7 +24,13 @@ class FileMemo:
         if known is not None and known[0] == same:
             return known[1]
         value = read()
-        if known is not None or self.room >= stat.st_size:
-            self.room -= stat.st_size if known is None else 0
+        size = _size(value, stat.st_size)
+        if known is not None or self.room >= size:
+            self.room -= size if known is None else 0
             self._found[path, what] = (same, value)
         return value
+
+
+def _size(value: Any, of_file: int) -> int:
+    """Of arrays their own: packed they may be a thousandth."""
+    return sum(array.nbytes for array in value.values()) if isinstance(value, dict) else of_file

@@ -42,6 +42,7 @@ class Backbone(nn.Module, abc.ABC):
     has_cls: bool
     gives_classes: bool = True
     prefixes: ClassVar[tuple[str, ...]] = ()  # of further names that ``build`` answers to
+    embedded: ClassVar[bool] = False  # weights come with the package
 
     @classmethod
     def names(cls) -> list[str]:
@@ -55,8 +56,8 @@ class Backbone(nn.Module, abc.ABC):
 
     @classmethod
     def build(cls, name: str, *, weights: str | None = None, **sizes: Any) -> "Backbone":
-        """The backbone of that name. ``weights``: "pretrained", "random", a path, or None: those that come with tokred where
-        there are any, else random. Raises ValueError where a size or the weights do not fit."""
+        """The backbone of that name. ``weights``: "pretrained", "embedded", "random", a path, or None: embedded where there are
+        any, else random. Raises ValueError where a size or the weights do not fit."""
         raise ValueError(f"{cls.__name__} builds no backbones by name")
 
     @classmethod

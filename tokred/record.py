@@ -16,6 +16,8 @@ Timings are apart, in files of their own: they belong to a machine and a moment.
 import hashlib
 import json
 import math
+import os
+import re
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
@@ -25,12 +27,15 @@ from typing import Any
 import numpy as np
 
 from tokred.memo import FileMemo
-from tokred.sealed import Damaged, check_archive, read_arrays, read_json, write_arrays, write_json
+from tokred.sealed import Damaged, read_archive, read_arrays, read_json, write_arrays, write_json
 
 SCHEMA = 2
 TIMING_SCHEMA = 3
 NULL = "null"  # in a timing: the unreduced model, timed as if it were a cell
 STATUSES = ("done", "refused", "failed", "invalid")
+MOST_RUN_BYTES = 4 * 2**30  # of arrays, unpacked, that are read of a run; 50,000 samples of 3,500 cells
+PARTS = ("cells", "timings", "claims", "damaged", "figures", "tables")
+MOST_LAYERS = 10_000  # of a model; figures and tables take time for each
 LEFTOVER_S = 3600.0  # nobody takes as long to write a file: what has a temporary name since then is left of a crash
 
 
@@ -114,12 +119,15 @@ def key_of(content: Any) -> str:
 
 
 class Store:
-    """The records of one run folder."""
+    """The records of one run folder, which may have come from somebody else: it is data, and nothing outside of it is read or
+    written. Raises ValueError where a link in it would have that done."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.cells, self.timings = self.folder / "cells", self.folder / "timings"
         self._memo = FileMemo()
+        self._taken: dict[Path, int] = {}  # bytes of arrays, by file
+        _check_plain(self.folder)
 
     def create(self) -> "Store":
         try:
@@ -156,18 +164,21 @@ class Store:
     def plan(self) -> dict[str, Any]:
         """Of the latest sweep: ``keys``, the cells in order; ``timings``, [mode, batch size] pairs, the headline first; ``words``
         of its command; ``started``, in seconds since 1970, and ``kept``, how many records were there then."""
-        return read_json(self.folder / "plan.json")
+        plan = read_json(path := self.folder / "plan.json")
+        if not isinstance(plan.get("keys"), list):
+            raise Damaged(path, "it names no cells", "plan")
+        return plan
 
     def predictions_path(self, key: str) -> Path:
-        return self.cells / f"{key}.predictions.npz"
+        return self.cells / f"{_plain_name(key)}.predictions.npz"
 
     def predictions(self, key: str) -> dict[str, np.ndarray]:
         """Raises ValueError where they cannot be read."""
         path = self.predictions_path(key)
-        return dict(self._memo.read(path, lambda: read_arrays(path)))
+        return dict(self._memo.read(path, lambda: self._arrays(path)))
 
     def trace_path(self, key: str) -> Path:
-        return self.cells / f"{key}.trace.npz"
+        return self.cells / f"{_plain_name(key)}.trace.npz"
 
     def add_trace(self, key: str, arrays: dict[str, np.ndarray]) -> None:
         """In the place of an older one; the record does not change."""
@@ -179,10 +190,10 @@ class Store:
         if not path.is_file():
             return None
         what = None if names is None else frozenset(names)
-        return dict(self._memo.read(path, lambda: read_arrays(path, names, what="trace"), what=what))
+        return dict(self._memo.read(path, lambda: self._arrays(path, names, what="trace"), what=what))
 
     def add_timing(self, timing: Timing) -> None:
-        write_json(self.timings / f"{timing.name}.json", asdict(timing), indent=None)
+        write_json(self.timings / f"{_plain_name(timing.name)}.json", asdict(timing), indent=None)
 
     def all_timings(self) -> list[Timing]:
         return [_read(_timing, path) for path in sorted(self.timings.glob("*.json"))]
@@ -190,7 +201,7 @@ class Store:
     def heal(self, keys: Collection[str]) -> list[Path]:
         """Sets aside what is no longer what was written, of these cells and of all timings, and gives what that was: nothing of
         it counts any more. Removes what a crash left half written."""
-        for path in self.folder.rglob(".*.tmp"):
+        for path in (path for part in ("", *PARTS) for path in (self.folder / part).glob(".*.tmp")):
             if time.time() - path.stat().st_mtime > LEFTOVER_S:
                 path.unlink(missing_ok=True)
         damaged = [path for key in keys for path in self._damaged(key)]
@@ -227,17 +238,52 @@ class Store:
         number = sum(1 for _ in folder.glob(f"{path.name}*"))
         path.rename(folder / (f"{path.name}.{number}" if number else path.name))
 
+    def _arrays(
+        self, path: Path, names: Collection[str] | None = None, *, what: str = "record"
+    ) -> dict[str, np.ndarray]:
+        arrays = read_arrays(path, names, what=what)
+        self._taken[path] = max(self._taken.get(path, 0), sum(array.nbytes for array in arrays.values()))
+        if sum(self._taken.values()) > MOST_RUN_BYTES:
+            raise ValueError(
+                f"the arrays of {self.folder} have more than {MOST_RUN_BYTES} bytes; read fewer cells at once"
+            )
+        return arrays
+
     def _path(self, key: str) -> Path:
-        return self.cells / f"{key}.json"
+        return self.cells / f"{_plain_name(key)}.json"
+
+
+def _check_plain(folder: Path) -> None:
+    """Links, and pipes that would be waited for for ever, are refused where the store reads or writes. The folder itself and what
+    is above it may be links."""
+    for place in (folder / part for part in ("plan.json", *PARTS)):
+        if place.is_symlink():
+            raise ValueError(
+                f"{place} is a link, and none in a run folder is followed; put what it leads to in its place"
+            )
+    for place in (folder / part for part in ("cells", "timings", "claims") if (folder / part).is_dir()):
+        for entry in os.scandir(place):
+            if not entry.is_file(follow_symlinks=False) and not entry.is_dir(follow_symlinks=False):
+                raise ValueError(f"{entry.path} is a link or no file, and a run folder holds files alone; remove it")
+
+
+def _plain_name(name: Any) -> str:
+    """A key or a name, which becomes that of a file."""
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]{0,199}", name, re.ASCII):
+        raise ValueError(f"a key must be a file's plain name, not {str(name)[:100]!r}")
+    return name
 
 
 def _read(kind: Callable[..., Any], path: Path) -> Any:
     """Raises Damaged where the file holds something else, such as what another version wrote."""
     content = read_json(path)
     try:
-        return kind(**content)
-    except (TypeError, AttributeError, KeyError) as error:
+        made = kind(**content)
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise Damaged(path, error) from error
+    if path.stem != (made.name if isinstance(made, Timing) else made.key):
+        raise Damaged(path, "it is that of another file")
+    return made
 
 
 def _fails(check: Callable[..., Any], *arguments: Any) -> bool:
@@ -250,7 +296,7 @@ def _fails(check: Callable[..., Any], *arguments: Any) -> bool:
 
 def _checked(path: Path, digest: str | None = None) -> None:
     """Raises Damaged where the arrays are not those with this hash. Of an older version's, which has none, all are read."""
-    own = check_archive(path, path.read_bytes())
+    own = read_archive(path)[1]
     if own is None:
         read_arrays(path)
     if digest is not None and own != digest:
@@ -259,7 +305,12 @@ def _checked(path: Path, digest: str | None = None) -> None:
 
 def _record(*, predictions: str | None = None, **content: Any) -> Record:
     """``predictions``: the hash of theirs; since schema 2."""
-    return Record(**content)
+    record = Record(**content)
+    by_layer = [record.result.get(name) for name in ("tokens", "requested_tokens", "gmacs_by_layer")]
+    for values in (*by_layer, record.cell.get("schedule", {}).get("layers")):
+        if isinstance(values, list | dict) and len(values) > MOST_LAYERS:
+            raise ValueError(f"it has more than {MOST_LAYERS} layers")
+    return record
 
 
 def _timing(*, schema: int, **content: Any) -> Timing:

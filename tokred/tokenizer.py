@@ -18,7 +18,7 @@ from tokred.hub import fetched
 
 HUB_VOCABULARY = ("google-bert/bert-base-uncased", "vocab.txt")  # of the large model too
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-MAX_BYTES = 16 * 2**20
+MAX_BYTES = 4 * 2**20  # the largest vocabulary of BERT, of 120,000 words, has 1 MB
 
 
 class WordPieces:
@@ -34,7 +34,7 @@ class WordPieces:
         self._words = tuple(words)
         place = {word: number for number, word in enumerate(words)}
         self.pad, self.cls = place["[PAD]"], place["[CLS]"]
-        self._tokenizer = Tokenizer(WordPiece(place, unk_token="[UNK]", max_input_chars_per_word=100))
+        self._tokenizer = Tokenizer(WordPiece(place, unk_token="[UNK]", max_input_chars_per_word=100))  # noqa: S106 - no password
         self._tokenizer.normalizer = BertNormalizer(lowercase=True)
         self._tokenizer.pre_tokenizer = BertPreTokenizer()
         self._tokenizer.add_special_tokens(
@@ -71,6 +71,7 @@ class WordPieces:
         return hashlib.sha256("\n".join(self._words).encode()).hexdigest()
 
 
-def from_hub() -> WordPieces:
-    """BERT's uncased vocabulary. Raises ValueError, with what to do, where it cannot be fetched."""
-    return WordPieces.read(fetched(*HUB_VOCABULARY, instead="give vocabulary=PATH"))
+def from_hub(*, asked: bool = True) -> WordPieces:
+    """BERT's uncased vocabulary, fetched if ``asked`` for. Raises ValueError, with what to do, where it cannot be had."""
+    instead = "give vocabulary=PATH" if asked else "give vocabulary=PATH, or vocabulary=pretrained to have it fetched"
+    return WordPieces.read(fetched(*HUB_VOCABULARY, instead=instead, asked=asked))

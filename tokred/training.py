@@ -214,7 +214,7 @@ def fit(module: L.LightningModule, loader: DataLoader, validation: DataLoader, c
         callbacks=[ModelCheckpoint(Path("runs/train") / config.model, save_last=True, every_n_train_steps=250)],
         log_every_n_steps=20,
         enable_progress_bar=config.progress,
-    ).fit(module, loader, validation, ckpt_path=config.resume)
+    ).fit(module, loader, validation, ckpt_path=config.resume, weights_only=True)
 
 
 def save(model: nn.Module, out: str | Path) -> Path:

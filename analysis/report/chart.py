@@ -18,7 +18,8 @@ import vl_convert
 from tokred.analysis.columns import COLUMNS
 from tokred.analysis.look import UNREDUCED, Look, looks
 from tokred.analysis.pareto import FRONT_COLOUR, SAME_COST, Point, over_gmacs, over_speedup
-from tokred.analysis.rows import Row, grouped, plain
+from tokred.analysis.rows import Row, grouped
+from tokred.terminal import plain
 
 HEIGHT, AREA = 340, 90  # pixels, and of a marker square pixels
 FAINT = 0.55  # of intervals

@@ -7,9 +7,10 @@ from typing import Any
 from tokred.analysis.claims import Claim, Unclaimed, claims
 from tokred.analysis.curves import Curve, readable_curves
 from tokred.analysis.notes import failures
-from tokred.analysis.rows import Row, grouped, names_of, plain, rows
+from tokred.analysis.rows import Row, grouped, names_of, rows
 from tokred.analysis.speeds import Speed, speeds
 from tokred.record import Record, Store
+from tokred.terminal import plain
 
 FEW_SEEDS = 5  # below, intervals over seeds may hold the truth less often than they say
 MOST_SENTENCES = 12  # of differences that are told at the head of a report; the table has all

@@ -3,7 +3,7 @@
 import re
 
 from tokred.analysis.report.tables import Table
-from tokred.analysis.rows import plain
+from tokred.terminal import plain
 
 _LATEX = {
     **{char: rf"\{char}" for char in "{}$&#_%"},

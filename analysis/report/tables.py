@@ -6,8 +6,9 @@ from typing import Any
 
 from tokred.analysis.claims import Claim
 from tokred.analysis.columns import COLUMNS, percent, ratio, with_content
-from tokred.analysis.rows import Row, plain
+from tokred.analysis.rows import Row
 from tokred.analysis.speeds import Speed
+from tokred.terminal import plain
 
 Key = str | float | None
 

@@ -13,7 +13,11 @@ from typing import Any
 from tokred.data.files import is_inside
 from tokred.data.texts import clean
 
-MAX_BYTES = 512 * 2**20  # parsed, JSON takes several times its size in memory
+MAX_BYTES = (
+    64 * 2**20
+)  # parsed, JSON takes up to some twenty times its size in memory; the sets of UMT have at most 10 MiB
+
+MAX_ENTRIES = 1_000_000  # those of the sets of UMT are at most 73,000
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ def _read_list(path: str) -> list[Any]:
     if not isinstance(content, list) or not content:
         what = "an empty one" if content == [] else type(content).__name__
         raise ValueError(f"{path} must hold a list, as UMT's annotation files do, not {what}")
+    if len(content) > MAX_ENTRIES:
+        raise ValueError(f"{path} has {len(content)} entries, more than the {MAX_ENTRIES} that are read")
     return content
 
 

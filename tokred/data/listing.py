@@ -13,10 +13,15 @@ import csv as csv_format
 import os
 import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tokred.data.files import FileSource, check_limit, is_inside, real_folder, spread
+
+MAX_BYTES = 64 * 2**20  # of a CSV; that of ImageNet's 1.28 million training pictures has 45 MB
+MAX_COLUMNS = 100  # of which two are read; more than these are not counted
+MAX_ROWS = 2_000_000  # a row takes up to some 500 bytes in memory
 
 
 @dataclass(frozen=True)
@@ -115,20 +120,25 @@ def _read_rows(csv: str | Path, separator: str) -> list[tuple[int, str, str | No
         raise ValueError(f"separator must be one character, such as a comma or a space, not {separator!r}")
     try:
         with open(os.path.expanduser(csv), newline="", encoding="utf-8-sig") as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise ValueError(f"{csv} has more than the {MAX_BYTES} bytes that are read; take fewer files")
             reader = csv_format.reader(file, delimiter=separator)
-            cells = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
+            rows = islice((row for row in reader if any(map(str.strip, row))), MAX_ROWS + 1)
+            cells = [(reader.line_num, [cell.strip() for cell in row[:MAX_COLUMNS]]) for row in rows]
     except (OSError, UnicodeDecodeError, csv_format.Error) as error:
         raise ValueError(f"csv must be a readable CSV file in UTF-8, but {csv} is not: {error}") from error
+    if len(cells) > MAX_ROWS:
+        raise ValueError(f"{csv} has more than the {MAX_ROWS} rows that are read; take fewer files")
     columns, cells = _columns(csv, cells)
-    rows = []
+    found = []
     for line, row in cells:
         if len(row) != len(columns) or not all(row):
             raise ValueError(f"line {line} of {csv} must hold {','.join(columns)}, not {','.join(row)!r}")
         values = dict(zip(columns, row, strict=True))
-        rows.append((line, values["path"], values.get("label")))
-    if not rows:
+        found.append((line, values["path"], values.get("label")))
+    if not found:
         raise ValueError(f"{csv} names no files; its lines must hold path,label or path alone")
-    return rows
+    return found
 
 
 def _columns(csv: str | Path, cells: list[tuple[int, list[str]]]) -> tuple[list[str], list[tuple[int, list[str]]]]:

@@ -21,6 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 from tokred.data.texts import Captions, Questions
 from tokred.preprocess import Preprocess
 
+MAX_PIXELS = (
+    89_478_485  # of a picture, also of one that is resized; PIL's own mark from which it warns of a decompression bomb
+)
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -179,6 +182,9 @@ def _size_before_crop(have: tuple[int, ...], want: tuple[int, ...], crop_pct: fl
 def _resize(pixels_HWC: np.ndarray, size: tuple[int, ...], preprocess: Preprocess) -> np.ndarray:
     if pixels_HWC.shape[:2] == tuple(size):
         return pixels_HWC.transpose(2, 0, 1)
+    if math.prod(size) > MAX_PIXELS:  # a line of 1 x 65,000 whose short side becomes 224
+        height, width = pixels_HWC.shape[:2]
+        raise ValueError(f"{width} x {height} would be resized to {size[1]} x {size[0]}, more than {MAX_PIXELS} pixels")
     if preprocess.antialias:
         picture = Image.fromarray(pixels_HWC).resize((size[1], size[0]), INTERPOLATIONS[preprocess.interpolation])
         return np.asarray(picture).transpose(2, 0, 1)

@@ -11,11 +11,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from tokred.data.listing import FolderSource
-from tokred.data.loading import fit
+from tokred.data.loading import MAX_PIXELS, fit
 from tokred.preprocess import Preprocess
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")  # all that PIL may try, whatever the file is called
-MAX_PIXELS = 89_478_485  # PIL's own mark from which it warns of a decompression bomb
 
 
 class ImageFolder(FolderSource):

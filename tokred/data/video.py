@@ -22,8 +22,13 @@ from tokred.preprocess import Preprocess
 
 # Demuxers that may open a file, whatever it is called: none of them reads other files, as playlists do.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,asf,ogg"
-MAX_SIDE = 8192  # pixels; a frame of that size takes 200 MB as RGB
+MAX_SIDE = 8192  # pixels
+MAX_PIXELS = 2**25  # of a frame: 8K; a decoder may hold some twenty of them
+DECODING = {
+    "max_pixels": str(MAX_PIXELS)
+}  # of FFmpeg itself, which decodes a little before it says how large frames are
 MAX_FRAMES = 100_000  # over an hour at 25 frames a second
+MAX_PIXELS_IN_ALL = 2**39  # an hour of 1080p at 60 frames a second; a few KB can hold as many empty ones
 
 
 EXTENSIONS = (
@@ -205,17 +210,22 @@ def _frames(path: str) -> Iterator[av.VideoFrame]:
     with _open(path) as container:
         stream = _stream(container)
         stream.codec_context.thread_count = 1  # the loader's workers are the parallel part
+        stream.codec_context.options = DECODING
+        num_pixels = 0
         for index, frame in enumerate(container.decode(stream)):
             if index >= MAX_FRAMES:
                 raise ValueError(f"more than {MAX_FRAMES} frames")
             if frame.is_corrupt:
                 raise ValueError(f"frame {index} is damaged")
-            _check_side(frame.width, frame.height)
+            _check_size(frame.width, frame.height)
+            num_pixels += frame.width * frame.height
+            if num_pixels > MAX_PIXELS_IN_ALL:
+                raise ValueError(f"more than {MAX_PIXELS_IN_ALL} pixels in all its frames")
             yield frame
 
 
 def _open(path: str) -> av.container.InputContainer:
-    return av.open(path, options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
+    return av.open(path, options={"format_whitelist": FORMATS, "protocol_whitelist": "file", **DECODING})
 
 
 def _stream(container: av.container.InputContainer) -> av.VideoStream:
@@ -223,10 +233,14 @@ def _stream(container: av.container.InputContainer) -> av.VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, av.VideoStream):
         raise ValueError("no video in it")
-    _check_side(stream.codec_context.width, stream.codec_context.height)
+    _check_size(stream.codec_context.width, stream.codec_context.height)
     return stream
 
 
-def _check_side(width: int, height: int) -> None:
+def _check_size(width: int, height: int) -> None:
+    if not width * height:  # as FFmpeg has it where there are more
+        raise ValueError(f"frames of more than {MAX_PIXELS} pixels, or of no known size")
     if max(width, height) > MAX_SIDE:
         raise ValueError(f"frames of {width} x {height}, more than {MAX_SIDE} on a side")
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"frames of {width} x {height}, more than {MAX_PIXELS} pixels")
