@@ -1,11 +1,10 @@
 """The command line: ``tokred sweep`` (in a clone: ``python sweep.py``), ``profile``, ``status``, ``drift``, ``list``, ``power``.
 
 Exit codes: 0 all cells done (or refused with a reason), 2 the command cannot be understood or a file not be written, 3 some cells
-failed, 4 all did, 130 stopped by Ctrl+C.
+failed, 4 all did, 130 stopped by Ctrl+C, 141 stopped because nobody reads what it writes.
 """
 
 import fnmatch
-import os
 import re
 import sys
 import textwrap
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from tokred.registry import BACKBONES, METHODS, Registry, load_file
+from tokred.sweeps.streams import CLOSED_PIPE, drop_output, open_streams, printer, tell
 from tokred.sweeps.supervisor import supervised
 from tokred.sweeps.watch import Watch
 
@@ -115,56 +115,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["profile"]:
         return profile(words[1:])
     if words[:1] == ["report"]:
-        return _guarded(lambda: _report(words[1:]), stopped="stopped")
+        return _guarded(lambda: _report(words[1:]))
     if words[:1] == ["status"]:
-        return _guarded(lambda: _status(words[1:]), stopped="stopped")
+        return _guarded(lambda: _status(words[1:]))
     if words[:1] == ["drift"]:
-        return _guarded(lambda: _drift(words[1:]), stopped="stopped")
+        return _guarded(lambda: _drift(words[1:]))
     if words[:1] == ["list"]:
         return _guarded(lambda: _list(words[1:]))
     if words[:1] == ["power"]:
         return _guarded(lambda: _power(words[1:]))
-    print(USAGE, end="", file=sys.stdout if words[:1] in (["--help"], ["-h"], []) else sys.stderr)
-    return 0 if words[:1] in (["--help"], ["-h"], []) else 2
+    if words[:1] in (["--help"], ["-h"], []):
+        return _guarded(lambda: _print(USAGE))
+    open_streams()
+    tell(USAGE.rstrip())
+    return 2
 
 
 def watched_sweep(words: Sequence[str]) -> int:
     """``python sweep.py``: ``sweep`` in a process of its own, which may break."""
     if any(word in ("--help", "-h") for word in words):
         return _guarded(_help)
-    return _guarded(lambda: supervised(words, sweep))
+    return _guarded(lambda: supervised(words, sweep), goes_on=True)
 
 
 def sweep(words: Sequence[str], watch: Watch | None = None) -> int:
     """Runs a sweep in this process and shows what came out."""
-    return _guarded(lambda: _sweep(words, watch or Watch()))
+    return _guarded(lambda: _sweep(words, watch or Watch()), goes_on=True)
 
 
 def profile(words: Sequence[str]) -> int:
     """``tokred profile``: shows where the time of models goes."""
     if any(word in ("--help", "-h") for word in words):
-        print(PROFILE_HELP, end="")
-        return 0
-    return _guarded(lambda: _profile(words), stopped="stopped")
+        return _guarded(lambda: _print(PROFILE_HELP))
+    return _guarded(lambda: _profile(words))
 
 
-def _guarded(
-    command: Callable[[], int],
-    *,
-    stopped: str = "stopped; the finished cells are kept: the same command goes on from here",
-) -> int:
-    """A user's mistake is one line, not a traceback."""
+def _guarded(command: Callable[[], int], *, goes_on: bool = False) -> int:
+    """A user's mistake is one line, not a traceback. ``goes_on``: what was done is kept, and the same command does the rest."""
+    open_streams()
+    rest = "; the finished cells are kept: the same command goes on from here" if goes_on else ""
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()  # else it fails at the end of the process, where nobody can say so
+        return code
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 2
+    except BrokenPipeError:
+        drop_output()
+        if goes_on:
+            tell(f"stopped: nobody reads the output any more{rest}")
+        return CLOSED_PIPE
     except OSError as error:  # a full disk, a folder that cannot be written
-        print(f"error: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        drop_output()
+        tell(f"error: {error.strerror or error}: {error.filename or 'no file named'}")
         return 2
     except KeyboardInterrupt:
-        print(f"\n{stopped}", file=sys.stderr)
+        tell(f"\nstopped{rest}")
         return 130
+
+
+def _print(text: str) -> int:
+    print(text, end="")
+    return 0
 
 
 def _sweep(words: Sequence[str], watch: Watch) -> int:
@@ -179,7 +192,7 @@ def _sweep(words: Sequence[str], watch: Watch) -> int:
     config = read_config(words)
     for path in config.plugins:
         load_file(path)
-    console = _console()
+    console = printer()
     device_of(config)
     data = create_data(**config.data)
     plan = make_plan(config, data)
@@ -217,7 +230,7 @@ def _status(words: Sequence[str]) -> int:
         )
     store = Store(words[0])
     for line in lines(read_status(store), store):
-        _say(_console(), line)
+        _say(printer(), line)
     return 0
 
 
@@ -243,7 +256,7 @@ def _drift(words: Sequence[str]) -> int:
         load_file(path)
     cells = [cell for group in make_plan(config, create_data(**config.data)) for cell in group.cells]
     for line in lines(drift(cells, store), conditions_of(config), store):
-        _say(_console(), line)
+        _say(printer(), line)
     return 0
 
 
@@ -251,10 +264,6 @@ def _other_words(before: Sequence[str], now: Sequence[str]) -> list[str]:
     """The words of a sweep, with those of the same names replaced."""
     names = {word.partition("=")[0] for word in now}
     return [*(word for word in before if word.partition("=")[0] not in names), *now]
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
 
 
 def _profile(words: Sequence[str]) -> int:
@@ -268,7 +277,7 @@ def _profile(words: Sequence[str]) -> int:
         load_file(path)
     if config.out:
         Path(config.out).mkdir(parents=True, exist_ok=True)  # else the error would come after minutes of work
-    console, groups = _console(), []
+    console, groups = printer(), []
     named = any(word.lstrip("+").startswith(("data=", "data.", "experiment=")) for word in words)
     with console.status("") as status:
         for group in profiles(config, data_is_named=named, on_model=status.update):
@@ -319,7 +328,7 @@ def _report(words: Sequence[str]) -> int:
         )
     stores = [Store(folder) for folder in folders]
     path = write_report(stores[0]) if len(stores) == 1 else write_comparison(stores[0], stores[1], *out)
-    _say(_console(), f"report: {path}")
+    _say(printer(), f"report: {path}")
     return 0
 
 
