@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from tokred.open_files import OpenFiles
 from tokred.registry import BACKBONES, METHODS, Registry, load_file
 from tokred.sweeps.streams import CLOSED_PIPE, drop_output, open_streams, printer, tell
 from tokred.sweeps.supervisor import supervised
@@ -195,6 +196,7 @@ def _sweep(words: Sequence[str], watch: Watch) -> int:
     console = printer()
     device_of(config)
     data = create_data(**config.data)
+    data.open_files = OpenFiles(watch.orders.open_files, watch.orders.refused)
     plan = make_plan(config, data)
     keys = [cell.key for group in plan for cell in group.cells]
     out = Path(config.out) if config.out else Path("runs") / f"{config.data['name']}-{key_of(keys)[:8]}"
