@@ -30,6 +30,7 @@ usage: tokred sweep [KEY=VALUE ...]   compare methods: accuracy, MACs, speed   (
        tokred report RUN_A RUN_B      what changed from the one to the other   [out=FILE.html]
        tokred status RUN_DIR          how a sweep stands, also while it runs
        tokred drift RUN_DIR [...]     what its command would run again, and what has changed since
+       tokred compact RUN_DIR [...]   all cells as one typed table, RUN_DIR/results.parquet, for pandas, polars, DuckDB
        tokred list [PATTERN]          methods and backbones, a line each
        tokred list --markdown         the methods in full, as docs/methods.md
        tokred power n=N discordant=D  the smallest difference that N samples will show, where methods disagree on a share D
@@ -82,6 +83,8 @@ Others: batch_size, workers (processes that read data ahead), cells_per_pass (th
   cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), traces (samples whose tokens are followed, for the figures of what is
   kept; 0: none), allow_clip, out (run folder), plugins (Python files of your own), timeout (seconds that a cell may take without
   any progress), retry (retry=failed: also the cells that failed before)
+  loggers      csv, tensorboard, wandb: each finished cell is a run in RUN/logs, with the numbers of results.csv; loggers=[]: none
+               wandb stays offline unless WANDB_MODE=online
 Experiments: experiment=NAME, one of
 {experiments}
 
@@ -121,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _guarded(lambda: _status(words[1:]))
     if words[:1] == ["drift"]:
         return _guarded(lambda: _drift(words[1:]))
+    if words[:1] == ["compact"]:
+        return _guarded(lambda: _compact(words[1:]))
     if words[:1] == ["list"]:
         return _guarded(lambda: _list(words[1:]))
     if words[:1] == ["power"]:
@@ -187,10 +192,12 @@ def _sweep(words: Sequence[str], watch: Watch) -> int:
     from tokred.sweeps.conditions import conditions_of
     from tokred.sweeps.config import read_config
     from tokred.sweeps.drift import other_conditions
+    from tokred.sweeps.logs import check_installed
     from tokred.sweeps.plan import make_plan
     from tokred.sweeps.run import device_of, run_plan
 
     config = read_config(words)
+    check_installed(config.loggers)
     for path in config.plugins:
         load_file(path)
     console = printer()
@@ -331,6 +338,25 @@ def _report(words: Sequence[str]) -> int:
     stores = [Store(folder) for folder in folders]
     path = write_report(stores[0]) if len(stores) == 1 else write_comparison(stores[0], stores[1], *out)
     _say(printer(), f"report: {path}")
+    return 0
+
+
+def _compact(words: Sequence[str]) -> int:
+    from tokred.analysis.compact import NAME, compact, is_current
+    from tokred.record import Store
+
+    if not words:
+        raise ValueError("tokred compact takes run folders, as tokred compact runs/NAME; got none")
+    for folder in words:
+        store = Store(folder)
+        if not (store.folder / "plan.json").is_file():
+            raise ValueError(
+                f"{store.folder} is no run folder: it has no plan.json; sweeps name theirs in their first line"
+            )
+        if is_current(store):
+            _say(printer(), f"unchanged: {store.folder / NAME}")
+        else:
+            _say(printer(), f"written: {compact(store)}")
     return 0
 
 

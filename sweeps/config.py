@@ -30,6 +30,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 MODES = ("eager", "compiled", "cuda_graph")
+LOGGERS = ("csv", "tensorboard", "wandb")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class SweepConfig:
     device: str
     precision: str
     timing: Timing
+    loggers: list[str]
     out: str | None
     plugins: list[str]
 
@@ -113,6 +115,7 @@ def read_config(overrides: Sequence[str]) -> SweepConfig:
         device=_one_of(("auto", "cpu", "cuda"), raw, "device"),
         precision=_one_of(PRECISIONS, raw, "precision"),
         timing=_timing(_mapping(raw, "timing")),
+        loggers=[_one_of(LOGGERS, {"loggers": one}, "loggers") for one in _strings(raw, "loggers")],
         out=None if raw["out"] is None else str(raw["out"]),
         plugins=_strings(raw, "plugins"),
     )
@@ -277,7 +280,7 @@ def _timing(raw: Any) -> Timing:
 def _strings(raw: dict[str, Any], name: str) -> list[str]:
     value = raw[name]
     values = value if isinstance(value, list) else [value]
-    if not all(isinstance(one, str) for one in values) or (not values and name != "plugins"):
+    if not all(isinstance(one, str) for one in values) or (not values and name not in ("plugins", "loggers")):
         raise ValueError(f"{name} must be a list of names, as {name}=[a,b]; got {value!r}")
     return list(dict.fromkeys(values))
 

@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from tokred.data import DataSource
 from tokred.lit import EvaluationData
 from tokred.record import Record, Store
 from tokred.sealed import write_json
-from tokred.sweeps import tracing
+from tokred.sweeps import logs, tracing
 from tokred.sweeps.accuracy import Bench, Verdict, finished_model, next_pass, record_of, run_pass
 from tokred.sweeps.claims import POLL_S, Claims
 from tokred.sweeps.conditions import device_of
@@ -50,6 +50,7 @@ class _Sweep:
     claims: Claims
     watch: Watch
     progress: Progress
+    mute: set[str] = field(default_factory=set)  # loggers that failed
 
     def say(self, text: str) -> None:
         self.progress.console.print(text, **AS_IT_IS)
@@ -74,6 +75,7 @@ def run_plan(
         sweep = _Sweep(config, data, store, claims, watch, progress)
         for number, group in enumerate(plan, start=1):
             _run_group(group, sweep, f"{group.backbone} ({number}/{len(plan)})")
+            _log(group, sweep)
     statuses = [record.status for cell in cells if (record := store.get(cell.key)) is not None]
     failed = statuses.count("failed") + statuses.count("invalid")
     return Tally(statuses.count("done"), statuses.count("refused"), failed, store.plan()["kept"])
@@ -214,6 +216,25 @@ def _time(bench: Bench, sweep: _Sweep, title: str) -> None:
             sweep.say(f"{title}: speed was not measured: {(said or type(error).__name__).splitlines()[0]}")
         else:
             bench.store.add_timing(timing)
+
+
+def _log(group: Group, sweep: _Sweep) -> None:
+    """A logger that something goes wrong with, as where its server is down, is not asked again in this sweep."""
+    keys = [cell.key for cell in group.cells]
+    found = {
+        f"{logger}.{run.name}": (logger, run) for logger, run in logs.unlogged(sweep.config.loggers, keys, sweep.store)
+    }
+    for name in sweep.claims.each(found, lambda name: not logs.is_logged(*found[name], sweep.store)):
+        logger, run = found[name]
+        if logger in sweep.mute:
+            continue
+        try:
+            with _own(Task("log", (logger,)), sweep):
+                logs.log(logger, run, sweep.store)
+        except Exception as error:  # of other people's code and servers; the records are there
+            sweep.mute.add(logger)
+            reason = (reason_of(error) or type(error).__name__).splitlines()[0]
+            sweep.say(f"not logged to {logger}: {reason}; the same command tries again")
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def supervised(words: Sequence[str], run: Run) -> int:
             return ended
         if sys.stdout.isatty():
             print(SHOW_CURSOR, end="", flush=True)
-        if worker.task.what not in ("pass", "trace", "timing"):
+        if worker.task.what not in ("pass", "trace", "timing", "log"):
             print(f"error: the process of the sweep {ended.reason}, in {worker.task.what}", file=sys.stderr)
             return 4 if worker.task.what == "planning" else 3
         orders = worker.orders.after(worker.task, ended, worker.file)
@@ -141,9 +141,11 @@ class _Worker:
 def _lives(pid: int) -> bool:
     """As far as that can be asked here."""
     try:
-        return os.name != "posix" or os.kill(pid, 0) is None
+        if os.name == "posix":
+            os.kill(pid, 0)
     except ProcessLookupError:
         return False
+    return True
 
 
 def _context():

@@ -14,8 +14,8 @@ IN_A_ROW = 3  # cells of one method whose process died: its other cells are not 
 
 @dataclass(frozen=True)
 class Task:
-    """``what``: pass, trace or timing, whose ``names`` are keys of cells or the name of a measurement; or a part of the sweep
-    that is no cell's. ``limit_s``: how long it may give no sign of progress."""
+    """``what``: pass, trace, timing or log, whose ``names`` are keys of cells, or that of a measurement or a logger; or a part of
+    the sweep that is no cell's. ``limit_s``: how long it may give no sign of progress."""
 
     what: str
     names: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class Death:
 @dataclass(frozen=True)
 class Orders:
     """``again``: this worker takes the place of one that died. ``alone``: cells that get a pass of their own, ``batch_sizes``: on
-    other batches. ``failed``: cells that are not tried any more; ``given_up``: methods. ``skipped``: traces and timings.
+    other batches. ``failed``: cells that are not tried any more; ``given_up``: methods. ``skipped``: traces, timings and loggers.
     ``in_a_row``: of each method, how many cells failed so since the last that did not. ``open_files``: the folder where processes
     note what they read (``tokred.open_files``); ``refused``: path -> why it is not opened any more; ``suspects``: paths that
     processes read which were killed.

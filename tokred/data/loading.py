@@ -8,6 +8,7 @@ Dimension key: B samples of a batch that were read, V views, T frames, H height,
 
 import math
 import multiprocessing
+import os
 import signal
 import threading
 from abc import ABC, abstractmethod
@@ -222,17 +223,17 @@ class _Loader(DataLoader):
         if not self.num_workers:
             yield from super().__iter__()
             return
-        samples, num_batches = self.dataset, 0
-        assert isinstance(samples, _Samples)
+        samples, num_batches, size = self.dataset, 0, self.batch_size
+        assert isinstance(samples, _Samples) and size is not None
         while num_batches < len(self):
-            left = Subset(samples, range(num_batches * self.batch_size, len(samples)))
+            left = Subset(samples, range(num_batches * size, len(samples)))
             batches, workers = _started(left, self)
             try:
                 for batch in batches:
                     num_batches += 1
                     yield batch
             except RuntimeError:
-                codes = {one.pid: one.exitcode for one in workers if one.exitcode is not None}
+                codes = {one.pid: one.exitcode for one in workers if one.pid and one.exitcode is not None}
                 if not samples.source.open_files.died(codes):
                     raise
 
@@ -247,12 +248,12 @@ def _started(samples: Dataset, like: DataLoader) -> tuple[Iterator[Batch], list[
         collate_fn=like.collate_fn,
         pin_memory=like.pin_memory,
     )
-    before, handler = set(multiprocessing.active_children()), getattr(signal, "SIGCHLD", None)
-    is_main = handler is not None and threading.current_thread() is threading.main_thread()
-    heeded = signal.getsignal(handler) if is_main else None
+    before = set(multiprocessing.active_children())
+    has_handler = os.name == "posix" and threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD) if has_handler else None
     batches = iter(loader)
-    if is_main:
-        signal.signal(handler, heeded)
+    if has_handler:
+        signal.signal(signal.SIGCHLD, handler)
     return batches, [one for one in multiprocessing.active_children() if one not in before]
 
 
