@@ -48,8 +48,8 @@ def _run_pass(cells: list[str], files: list[str], folder: Path, watch: Watch) ->
     with open(folder / "passes", "a") as file:
         print(*cells, size, file=file)
     with watch.during(Task("pass", tuple(cells), tuple(map(_act, cells)), size, limit_s=0.5)):
-        for file in files:
-            _read(file, folder, watch)
+        for name in files:
+            _read(name, folder, watch)
         for cell in cells:
             if not cell.endswith("-later"):
                 ACTS[_act(cell)]()
