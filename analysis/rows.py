@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import reduce
 from pathlib import Path
@@ -122,9 +122,11 @@ def rows(store: Store, *, every_metric: bool = False) -> list[Row]:
     return [row for row, _ in rows_with_records(store, every_metric=every_metric)]
 
 
-def rows_with_records(store: Store, *, every_metric: bool = False) -> list[tuple[Row, list[Record]]]:
-    """The same, each row with the records it was made of: one for each seed."""
-    records = store.planned()
+def rows_with_records(
+    store: Store, *, every_metric: bool = False, keys: Collection[str] | None = None
+) -> list[tuple[Row, list[Record]]]:
+    """The same, each row with the records it was made of: one for each seed. With ``keys`` of these cells alone."""
+    records = [record for record in store.planned() if keys is None or record.key in keys]
     unreduced = {place_of(r): r for r in reversed(records) if r.cell["method"] == "none" and r.status == "done"}
     timings = _timings(store, records)
     cells = grouped(records, lambda record: (json.dumps({**record.cell, "seed": None}, sort_keys=True), record.status))

@@ -51,6 +51,7 @@ class Bench:
     def calibration_inputs(self) -> list[torch.Tensor]:
         """Read once, when the first cell asks for them."""
         data = CalibrationSamples(self.config, self.samples.source).source()
+        data.open_files = self.samples.source.open_files
         config, backbone = self.config, self.backbone
         loader = data.loader(
             backbone.sample_shape, backbone.preprocess(), batch_size=config.batch_size, num_workers=config.workers

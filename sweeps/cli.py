@@ -1,11 +1,10 @@
 """The command line: ``tokred sweep`` (in a clone: ``python sweep.py``), ``profile``, ``status``, ``drift``, ``list``, ``power``.
 
 Exit codes: 0 all cells done (or refused with a reason), 2 the command cannot be understood or a file not be written, 3 some cells
-failed, 4 all did, 130 stopped by Ctrl+C.
+failed, 4 all did, 130 stopped by Ctrl+C, 141 stopped because nobody reads what it writes.
 """
 
 import fnmatch
-import os
 import re
 import sys
 import textwrap
@@ -15,10 +14,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from tokred.open_files import OpenFiles
 from tokred.registry import BACKBONES, METHODS, Registry, load_file
+from tokred.sweeps.streams import CLOSED_PIPE, drop_output, open_streams, printer, tell
 from tokred.sweeps.supervisor import supervised
 from tokred.sweeps.watch import Watch
-from tokred.terminal import PlainConsole, plain
+from tokred.terminal import plain
 
 if TYPE_CHECKING:  # the supervisor of a sweep has no use for torch
     from tokred.model import Method
@@ -30,6 +31,7 @@ usage: tokred sweep [KEY=VALUE ...]   compare methods: accuracy, MACs, speed   (
        tokred report RUN_A RUN_B      what changed from the one to the other   [out=FILE.html]
        tokred status RUN_DIR          how a sweep stands, also while it runs
        tokred drift RUN_DIR [...]     what its command would run again, and what has changed since
+       tokred compact RUN_DIR [...]   all cells as one typed table, RUN_DIR/results.parquet, for pandas, polars, DuckDB
        tokred list [PATTERN]          methods and backbones, a line each
        tokred list --markdown         the methods in full, as docs/methods.md
        tokred power n=N discordant=D  the smallest difference that N samples will show, where methods disagree on a share D
@@ -84,8 +86,10 @@ Others: batch_size, workers (processes that read data ahead), cells_per_pass (th
   cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), traces (samples whose tokens are followed, for the figures of what is
   kept; 0: none), allow_clip, out (run folder), plugins (Python files of your own), timeout (seconds that a cell may take without
   any progress), retry (retry=failed: also the cells that failed before), devices (that share a pass over the data)
-More than one process: executor=local, ray or slurm, processes=2; each asks for resources.cpus, resources.gpus, resources.memory_gb;
-  slurm.partition, slurm.time (minutes), slurm.account, slurm.qos, slurm.constraint, slurm.gres, ... as sbatch has them
+More than one process: executor=local, ray or slurm, processes=2; each asks for resources.cpus, .gpus, .memory_gb; slurm.partition,
+  slurm.time (minutes), slurm.account, slurm.qos, slurm.constraint, slurm.gres, ... as sbatch has them
+  loggers      csv, tensorboard, wandb: each finished cell is a run in RUN/logs, with the numbers of results.csv; loggers=[]: none
+               wandb stays offline unless WANDB_MODE=online
 Experiments: experiment=NAME, one of
 {experiments}
 
@@ -120,56 +124,71 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["profile"]:
         return profile(words[1:])
     if words[:1] == ["report"]:
-        return guarded(lambda: _report(words[1:]), stopped="stopped")
+        return guarded(lambda: _report(words[1:]))
     if words[:1] == ["status"]:
-        return guarded(lambda: _status(words[1:]), stopped="stopped")
+        return guarded(lambda: _status(words[1:]))
     if words[:1] == ["drift"]:
-        return guarded(lambda: _drift(words[1:]), stopped="stopped")
+        return guarded(lambda: _drift(words[1:]))
+    if words[:1] == ["compact"]:
+        return guarded(lambda: _compact(words[1:]))
     if words[:1] == ["list"]:
         return guarded(lambda: _list(words[1:]))
     if words[:1] == ["power"]:
         return guarded(lambda: _power(words[1:]))
-    print(USAGE, end="", file=sys.stdout if words[:1] in (["--help"], ["-h"], []) else sys.stderr)
-    return 0 if words[:1] in (["--help"], ["-h"], []) else 2
+    if words[:1] in (["--help"], ["-h"], []):
+        return guarded(lambda: _print(USAGE))
+    open_streams()
+    tell(USAGE.rstrip())
+    return 2
 
 
 def watched_sweep(words: Sequence[str]) -> int:
     """``python sweep.py``: ``sweep`` in a process of its own, which may break."""
     if any(word in ("--help", "-h") for word in words):
         return guarded(_help)
-    return guarded(lambda: supervised(words, sweep))
+    return guarded(lambda: supervised(words, sweep), goes_on=True)
 
 
 def sweep(words: Sequence[str], watch: Watch | None = None) -> int:
     """Runs a sweep in this process and shows what came out."""
-    return guarded(lambda: _sweep(words, watch or Watch()))
+    return guarded(lambda: _sweep(words, watch or Watch()), goes_on=True)
 
 
 def profile(words: Sequence[str]) -> int:
     """``tokred profile``: shows where the time of models goes."""
     if any(word in ("--help", "-h") for word in words):
-        print(PROFILE_HELP, end="")
-        return 0
-    return guarded(lambda: _profile(words), stopped="stopped")
+        return guarded(lambda: _print(PROFILE_HELP))
+    return guarded(lambda: _profile(words))
 
 
-def guarded(
-    command: Callable[[], int],
-    *,
-    stopped: str = "stopped; the finished cells are kept: the same command goes on from here",
-) -> int:
-    """A user's mistake is one line, not a traceback."""
+def guarded(command: Callable[[], int], *, goes_on: bool = False) -> int:
+    """A user's mistake is one line, not a traceback. ``goes_on``: what was done is kept, and the same command does the rest."""
+    open_streams()
+    rest = "; the finished cells are kept: the same command goes on from here" if goes_on else ""
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()  # else it fails at the end of the process, where nobody can say so
+        return code
     except ValueError as error:
-        print(f"error: {plain(str(error))}", file=sys.stderr)
+        tell(f"error: {plain(str(error))}")
         return 2
+    except BrokenPipeError:
+        drop_output()
+        if goes_on:
+            tell(f"stopped: nobody reads the output any more{rest}")
+        return CLOSED_PIPE
     except OSError as error:  # a full disk, a folder that cannot be written
-        print(plain(f"error: {error.strerror or error}: {error.filename or 'no file named'}"), file=sys.stderr)
+        drop_output()
+        tell(plain(f"error: {error.strerror or error}: {error.filename or 'no file named'}"))
         return 2
     except KeyboardInterrupt:
-        print(f"\n{stopped}", file=sys.stderr)
+        tell(f"\nstopped{rest}")
         return 130
+
+
+def _print(text: str) -> int:
+    print(text, end="")
+    return 0
 
 
 def _sweep(words: Sequence[str], watch: Watch) -> int:
@@ -178,16 +197,19 @@ def _sweep(words: Sequence[str], watch: Watch) -> int:
     from tokred.sweeps.conditions import conditions_of
     from tokred.sweeps.config import read_config
     from tokred.sweeps.drift import other_conditions
+    from tokred.sweeps.logs import check_installed
     from tokred.sweeps.plan import make_plan
     from tokred.sweeps.run import device_of, run_plan
 
     config = read_config(words)
+    check_installed(config.loggers)
     for path in config.plugins:
         load_file(path)
-    console = _console()
+    console = printer()
     if config.executor == "local":  # else the device is another machine's
         device_of(config)
     data = create_data(**config.data)
+    data.open_files = OpenFiles(watch.orders.open_files, watch.orders.refused)
     plan = make_plan(config, data)
     keys = [cell.key for group in plan for cell in group.cells]
     out = Path(config.out) if config.out else Path("runs") / f"{config.data['name']}-{key_of(keys)[:8]}"
@@ -225,7 +247,7 @@ def _status(words: Sequence[str]) -> int:
         )
     store = Store(words[0])
     for line in lines(read_status(store), store):
-        _say(_console(), line)
+        _say(printer(), line)
     return 0
 
 
@@ -251,12 +273,8 @@ def _drift(words: Sequence[str]) -> int:
         load_file(path)
     cells = [cell for group in make_plan(config, create_data(**config.data)) for cell in group.cells]
     for line in lines(drift(cells, store), conditions_of(config), store):
-        _say(_console(), line)
+        _say(printer(), line)
     return 0
-
-
-def _console() -> Console:
-    return PlainConsole(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
 
 
 def _profile(words: Sequence[str]) -> int:
@@ -270,7 +288,7 @@ def _profile(words: Sequence[str]) -> int:
         load_file(path)
     if config.out:
         Path(config.out).mkdir(parents=True, exist_ok=True)  # else the error would come after minutes of work
-    console, groups = _console(), []
+    console, groups = printer(), []
     named = any(word.lstrip("+").startswith(("data=", "data.", "experiment=")) for word in words)
     with console.status("") as status:
         for group in profiles(config, data_is_named=named, on_model=status.update):
@@ -321,7 +339,26 @@ def _report(words: Sequence[str]) -> int:
         )
     stores = [Store(folder) for folder in folders]
     path = write_report(stores[0]) if len(stores) == 1 else write_comparison(stores[0], stores[1], *out)
-    _say(_console(), f"report: {path}")
+    _say(printer(), f"report: {path}")
+    return 0
+
+
+def _compact(words: Sequence[str]) -> int:
+    from tokred.analysis.compact import NAME, compact, is_current
+    from tokred.record import Store
+
+    if not words:
+        raise ValueError("tokred compact takes run folders, as tokred compact runs/NAME; got none")
+    for folder in words:
+        store = Store(folder)
+        if not (store.folder / "plan.json").is_file():
+            raise ValueError(
+                f"{store.folder} is no run folder: it has no plan.json; sweeps name theirs in their first line"
+            )
+        if is_current(store):
+            _say(printer(), f"unchanged: {store.folder / NAME}")
+        else:
+            _say(printer(), f"written: {compact(store)}")
     return 0
 
 

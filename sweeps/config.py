@@ -33,6 +33,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 MODES = ("eager", "compiled", "cuda_graph")
+LOGGERS = ("csv", "tensorboard", "wandb")
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class SweepConfig:
     devices: int
     precision: str
     timing: Timing
+    loggers: list[str]
     out: str | None
     plugins: list[str]
 
@@ -139,6 +141,7 @@ def read_config(overrides: Sequence[str]) -> SweepConfig:
         devices=_at_least(1, raw, "devices"),
         precision=_one_of(PRECISIONS, raw, "precision"),
         timing=_timing(_mapping(raw, "timing")),
+        loggers=[_one_of(LOGGERS, {"loggers": one}, "loggers") for one in _strings(raw, "loggers")],
         out=None if raw["out"] is None else str(raw["out"]),
         plugins=_strings(raw, "plugins"),
     )
@@ -356,7 +359,7 @@ def _timing(raw: dict[str, Any]) -> Timing:
 def _strings(raw: dict[str, Any], name: str) -> list[str]:
     value = raw[name]
     values = value if isinstance(value, list) else [value]
-    if not all(isinstance(one, str) for one in values) or (not values and name != "plugins"):
+    if not all(isinstance(one, str) for one in values) or (not values and name not in ("plugins", "loggers")):
         raise ValueError(f"{name} must be a list of names, as {name}=[a,b]; got {value!r}")
     return list(dict.fromkeys(values))
 

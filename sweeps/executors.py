@@ -213,7 +213,13 @@ class _Job(Handle):
 def _is_queued(job: Any) -> bool:
     """Where there is no squeue, it is another cluster's matter."""
     try:
-        found = subprocess.run(["squeue", "--noheader", "--jobs", job.job_id], capture_output=True, text=True)
+        line = [
+            "squeue",
+            "--noheader",
+            "--jobs",
+            job.job_id,
+        ]  # found as submitit finds sbatch: each site has it elsewhere
+        found = subprocess.run(line, capture_output=True, text=True)
     except FileNotFoundError:
         return True
     gone = "Invalid job id" in found.stderr or (found.returncode == 0 and not found.stdout.strip())

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from tokred.data import DataSource
 from tokred.lit import EvaluationData
 from tokred.record import Record, Store
 from tokred.sealed import write_json
-from tokred.sweeps import tracing
+from tokred.sweeps import logs, tracing
 from tokred.sweeps.accuracy import Bench, Verdict, finished_model, next_pass, record_of, run_pass
 from tokred.sweeps.claims import POLL_S, Claims
 from tokred.sweeps.conditions import device_of
@@ -55,6 +55,7 @@ class _Sweep:
     watch: Watch
     progress: Progress
     work: Work | None = None
+    mute: set[str] = field(default_factory=set)  # loggers that failed
 
     @property
     def part(self) -> str | None:
@@ -91,6 +92,10 @@ def run_plan(
     else:
         watch.phase("waiting for its processes")
         _spread(cells, config, store, console, words)
+        with _quiet(), _progress(console) as progress, Claims(store.folder) as claims:
+            sweep = _Sweep(config, data, store, claims, watch, progress)
+            for group in plan:
+                _log(group, sweep)
     statuses = [record.status for cell in cells if (record := store.get(cell.key)) is not None]
     failed = statuses.count("failed") + statuses.count("invalid")
     return Tally(statuses.count("done"), statuses.count("refused"), failed, store.plan()["kept"])
@@ -132,6 +137,8 @@ def run_part(
         for waits in (False, True):
             for number, group in groups:
                 _run_group(group, sweep, f"{group.backbone} ({number}/{last})", waits=waits)
+                if work is None:
+                    _log(group, sweep)
 
 
 def _spread(cells: Sequence[Cell], config: SweepConfig, store: Store, console: Console, words: Sequence[str]) -> None:
@@ -282,6 +289,25 @@ def _time(bench: Bench, sweep: _Sweep, title: str) -> None:
             sweep.say(f"{title}: speed was not measured: {(said or type(error).__name__).splitlines()[0]}")
         else:
             bench.store.add_timing(timing)
+
+
+def _log(group: Group, sweep: _Sweep) -> None:
+    """A logger that something goes wrong with, as where its server is down, is not asked again in this sweep."""
+    keys = [cell.key for cell in group.cells]
+    found = {
+        f"{logger}.{run.name}": (logger, run) for logger, run in logs.unlogged(sweep.config.loggers, keys, sweep.store)
+    }
+    for name in sweep.claims.each(found, lambda name: not logs.is_logged(*found[name], sweep.store)):
+        logger, run = found[name]
+        if logger in sweep.mute:
+            continue
+        try:
+            with _own(Task("log", (logger,)), sweep):
+                logs.log(logger, run, sweep.store)
+        except Exception as error:  # of other people's code and servers; the records are there
+            sweep.mute.add(logger)
+            reason = (reason_of(error) or type(error).__name__).splitlines()[0]
+            sweep.say(f"not logged to {logger}: {reason}; the same command tries again")
 
 
 @contextmanager

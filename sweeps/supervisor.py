@@ -9,14 +9,17 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing import connection
 from pathlib import Path
 
 import tokred
+from tokred.open_files import how_it_ended, opened_in
 from tokred.sweeps.watch import Death, Orders, Task, Watch
 
 Run = Callable[[Sequence[str], Watch], int]  # the words, and whom to tell; gives the exit code
@@ -33,27 +36,29 @@ def supervised(words: Sequence[str], run: Run) -> int:
     """The exit code of ``run(words, watch)``, which is a function that a new process finds by its name."""
     context, orders = _context(), Orders()
     while True:
-        worker = _Worker(context, words, orders, run)
-        try:
-            ended = worker.ended()
-        finally:
-            worker.kill()
+        with tempfile.TemporaryDirectory(prefix="tokred-", ignore_cleanup_errors=True) as folder:
+            worker = _Worker(context, words, replace(orders, open_files=Path(folder)), run)
+            try:
+                ended = worker.ended()
+            finally:
+                worker.kill()
         if isinstance(ended, int):
             return ended
         if sys.stdout.isatty():
             print(SHOW_CURSOR, end="", flush=True)
-        if worker.task.what not in ("pass", "trace", "timing"):
+        if worker.task.what not in ("pass", "trace", "timing", "log"):
             print(f"error: the process of the sweep {ended.reason}, in {worker.task.what}", file=sys.stderr)
             return 4 if worker.task.what == "planning" else 3
-        orders = worker.orders.after(worker.task, ended)
+        orders = worker.orders.after(worker.task, ended, worker.file)
 
 
 class _Worker:
-    """One process, and what it said last."""
+    """One process, and what it said last. ``file``: what it was reading when it died."""
 
     def __init__(self, context, words: Sequence[str], orders: Orders, run: Run):
         self.task, self.orders, self._stops = Task("planning"), orders, 0
         self._code: int | None = None
+        self.file: str | None = None
         self._heard = time.monotonic()
         self._told, told = context.Pipe(duplex=False)
         self._process = context.Process(target=_work, args=(list(words), orders, told, run, dict(os.environ)))
@@ -67,6 +72,7 @@ class _Worker:
         while self._process.is_alive() and self._code is None:
             try:
                 if self._is_silent():
+                    self.file = self._longest_open()
                     self.kill()
                     return Death(
                         "timeout",
@@ -119,13 +125,27 @@ class _Worker:
             os.kill(self._process.pid, signal.SIGINT)
 
     def _death(self) -> Death:
-        code = self._process.exitcode or 0
-        if code >= 0:
-            return Death("crashed", f"ended its process, with exit code {code}")
-        name = signal.Signals(-code).name
-        if -code in (signal.SIGKILL, signal.SIGTERM):
-            return Death("killed", f"was killed from outside ({name}), as a system does that runs out of memory")
-        return Death("crashed", f"crashed its process ({name})")
+        assert self.orders.open_files is not None
+        opened = opened_in(self.orders.open_files).get(self._process.pid or 0)
+        self.file = None if opened is None else opened.path
+        return Death(*how_it_ended(self._process.exitcode or 0))
+
+    def _longest_open(self) -> str | None:
+        """Of itself and of those that read for it; None where none has been reading for most of the time it was silent."""
+        assert self.orders.open_files is not None and self.task.limit_s is not None
+        began = time.monotonic() - self.task.limit_s / 2
+        opened = [one for pid, one in opened_in(self.orders.open_files).items() if one.since < began and _lives(pid)]
+        return min(opened, key=lambda one: one.since).path if opened else None
+
+
+def _lives(pid: int) -> bool:
+    """As far as that can be asked here."""
+    try:
+        if os.name == "posix":
+            os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _context():

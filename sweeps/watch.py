@@ -4,6 +4,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tokred.open_files import MOST
 
 BEAT_S = 1.0
 IN_A_ROW = 3  # cells of one method whose process died: its other cells are not tried
@@ -11,8 +14,8 @@ IN_A_ROW = 3  # cells of one method whose process died: its other cells are not 
 
 @dataclass(frozen=True)
 class Task:
-    """``what``: pass, trace or timing, whose ``names`` are keys of cells or the name of a measurement; or a part of the sweep
-    that is no cell's. ``limit_s``: how long it may give no sign of progress."""
+    """``what``: pass, trace, timing or log, whose ``names`` are keys of cells, or that of a measurement or a logger; or a part of
+    the sweep that is no cell's. ``limit_s``: how long it may give no sign of progress."""
 
     what: str
     names: tuple[str, ...] = ()
@@ -32,8 +35,11 @@ class Death:
 @dataclass(frozen=True)
 class Orders:
     """``again``: this worker takes the place of one that died. ``alone``: cells that get a pass of their own, ``batch_sizes``: on
-    other batches. ``failed``: cells that are not tried any more; ``given_up``: methods. ``skipped``: traces and timings.
-    ``in_a_row``: of each method, how many cells failed so since the last that did not."""
+    other batches. ``failed``: cells that are not tried any more; ``given_up``: methods. ``skipped``: traces, timings and loggers.
+    ``in_a_row``: of each method, how many cells failed so since the last that did not. ``open_files``: the folder where processes
+    note what they read (``tokred.open_files``); ``refused``: path -> why it is not opened any more; ``suspects``: paths that
+    processes read which were killed.
+    """
 
     again: bool = False
     alone: frozenset[str] = frozenset()
@@ -42,14 +48,24 @@ class Orders:
     given_up: Mapping[str, Death] = field(default_factory=dict)
     skipped: Mapping[tuple[str, str], str] = field(default_factory=dict)
     in_a_row: Mapping[str, int] = field(default_factory=dict)
+    open_files: Path | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
+    suspects: frozenset[str] = frozenset()
 
     def death_of(self, key: str, method: str) -> Death | None:
         return self.failed.get(key) or self.given_up.get(method)
 
-    def after(self, task: Task, death: Death) -> "Orders":
+    def after(self, task: Task, death: Death, file: str | None = None) -> "Orders":
         """Of a pass of several cells, each is tried alone. One that was killed is tried again, then on ever smaller batches: it
-        may have been memory."""
-        orders = replace(self, again=True)
+        may have been memory. A ``file`` that was being read is refused, for all cells alike, and the task done again; where the
+        process was killed, only the second time."""
+        if file is not None and len(self.refused) < MOST:
+            if death.kind != "killed" or file in self.suspects:
+                refused = {**self.refused, file: f"reading it {death.reason}"}
+                return replace(self, again=True, refused=refused, suspects=frozenset())
+            if not self.suspects:
+                return replace(self, again=True, suspects=frozenset({file}))
+        orders = replace(self, again=True, suspects=frozenset())
         if task.what != "pass":
             return replace(orders, skipped={**self.skipped, (task.what, task.names[0]): death.reason})
         key = task.names[0]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tokred.open_files import OpenFiles
 from tokred.sweeps.watch import Task, Watch
 
 ACTS = {
@@ -19,14 +20,16 @@ ACTS = {
 
 
 def run(words: Sequence[str], watch: Watch) -> int:
-    """``words``: the folder, how many cells share a pass, and the cells: ACT or ACT-NUMBER, of the method ACT. Of each cell that
-    came to an end there is a file, which holds how; ``passes`` has a line for each pass with its batch size."""
-    folder, size, cells = Path(words[0]), int(words[1]), list(words[2:])
+    """``words``: the folder, how many cells share a pass, and the cells: ACT or ACT-NUMBER, of the method ACT; file-ACT is no cell,
+    but a file that each pass reads first. Of each cell that came to an end there is a file, which holds how; likewise of each file
+    that was refused; ``passes`` has a line for each pass with its batch size."""
+    folder, size, cells = Path(words[0]), int(words[1]), [word for word in words[2:] if not word.startswith("file-")]
+    files = [word for word in words[2:] if word.startswith("file-")]
     if cells == ["planning"]:
         ACTS["crashes"]()
     while left := [cell for cell in cells if not (folder / cell).exists()]:
         some = left[:1] if left[0] in watch.orders.alone else left[:size]
-        _run_pass([cell for cell in some if not _is_over(cell, folder, watch)], folder, watch)
+        _run_pass([cell for cell in some if not _is_over(cell, folder, watch)], files, folder, watch)
     for cell in cells:
         _trace(cell, folder, watch)
     return 3 if any((folder / cell).read_text() != "done" for cell in cells) else 0
@@ -38,19 +41,30 @@ def _is_over(cell: str, folder: Path, watch: Watch) -> bool:
     return death is not None
 
 
-def _run_pass(cells: list[str], folder: Path, watch: Watch) -> None:
+def _run_pass(cells: list[str], files: list[str], folder: Path, watch: Watch) -> None:
     if not cells:
         return
     size = watch.orders.batch_sizes.get(cells[0], 4)
     with open(folder / "passes", "a") as file:
         print(*cells, size, file=file)
     with watch.during(Task("pass", tuple(cells), tuple(map(_act, cells)), size, limit_s=0.5)):
+        for name in files:
+            _read(name, folder, watch)
         for cell in cells:
             if not cell.endswith("-later"):
                 ACTS[_act(cell)]()
             watch.beat()
         for cell in cells:
             (folder / cell).write_text("done")
+
+
+def _read(file: str, folder: Path, watch: Watch) -> None:
+    known = OpenFiles(watch.orders.open_files, watch.orders.refused)
+    if reason := known.refused.get(file):
+        (folder / file).write_text(reason)
+        return
+    with known.reading(file):
+        ACTS[file.removeprefix("file-")]()
 
 
 def _trace(cell: str, folder: Path, watch: Watch) -> None:

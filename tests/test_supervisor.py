@@ -71,3 +71,29 @@ def test_what_breaks_after_the_cells_is_left_out_and_said(tmp_path):
 def test_a_sweep_that_breaks_before_its_first_cell_ends_in_one_line(tmp_path, capsys):
     assert supervised([str(tmp_path), "1", "planning"], fragile.run) == 4
     assert capsys.readouterr().err == "error: the process of the sweep crashed its process (SIGSEGV), in planning\n"
+
+
+FILES = {
+    "file-crashes": "reading it crashed its process (SIGSEGV)",
+    "file-hangs": "reading it gave no sign of progress for 0.5 s (timeout=0.5)",
+    "file-killed": "reading it was killed from outside (SIGKILL), as a system does that runs out of memory",
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_that_breaks_the_process_that_reads_it_is_refused_and_no_cell_fails(file, tmp_path):
+    ran = Ran(tmp_path, "fine-1", "fine-2", file)
+    assert ran.code == 0 and ran.ends == {"fine-1": "done", "fine-2": "done", file: FILES[file]}
+
+
+def test_the_pass_that_a_file_broke_is_not_taken_apart(tmp_path):
+    assert Ran(tmp_path, "fine-1", "fine-2", "file-crashes").passes == 2 * [["fine-1", "fine-2", "4"]]
+
+
+def test_a_file_is_refused_the_second_time_that_its_process_is_killed(tmp_path):
+    assert len(Ran(tmp_path, "fine", "file-killed").passes) == 3
+
+
+def test_a_cell_that_is_killed_is_not_laid_on_the_file_that_was_read_before(tmp_path):
+    ran = Ran(tmp_path, "killed", "file-fine", size=1)
+    assert ran.ends == {"killed": ENDS["killed"]}

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tokred import create_backbone
 from tokred.record import Store
 from tokred.sweeps.cli import sweep
+from tokred.sweeps.watch import Orders, Watch
 
 UMT, VIT = "umt_base_patch16_224", "timm/vit_tiny_patch16_224"
 UMT_SIZES = {"embed_dim": 48, "depth": 4, "num_heads": 3, "img_size": 64, "num_frames": 4}  # 64 tokens
@@ -64,8 +65,8 @@ def pictures(tmp_path_factory):
 class Sweep:
     """A sweep by its command: exit code, records, the lines of results.csv, what was printed."""
 
-    def __init__(self, words, out, capsys):
-        self.code = sweep([*words, "timing.rounds=0", f"out={out}"])
+    def __init__(self, words, out, capsys, watch=None):
+        self.code = sweep([*words, "timing.rounds=0", f"out={out}"], watch)
         self.said = capsys.readouterr()
         self.records = Store(out).planned()
         with open(out / "results.csv", newline="") as file:
@@ -119,6 +120,20 @@ def test_a_broken_picture_is_counted_and_named(of_pictures):
         assert (record.result["num_samples"], record.result["num_broken"]) == (5, 1)
         ((path, reason),) = record.result["broken"]
         assert path == BROKEN_PICTURE and "not a picture" in reason
+
+
+def test_a_picture_that_broke_an_earlier_process_is_counted_and_named_too(pictures, tmp_path, capsys):
+    words = [
+        *words_of(VIT, VIT_SIZES, "image_folder", pictures),
+        "sizes.num_classes=2",
+        "weights=random",
+        "methods=tome",
+        "r=4",
+    ]
+    refused = {str(pictures / "dogs/1.png"): "reading it crashed its process (SIGSEGV)"}
+    ran = Sweep(words, tmp_path / "run", capsys, Watch(Orders(open_files=tmp_path, refused=refused)))
+    for record in ran.records:
+        assert record.result["broken"][1:] == [["dogs/1.png", "reading it crashed its process (SIGSEGV)"]]
 
 
 def test_broken_files_stand_below_the_table_and_in_the_csv(of_pictures):

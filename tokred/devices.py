@@ -116,7 +116,7 @@ def _run(content: bytes, peers: Peers, folder: str, told: connection.Connection,
     threading.Thread(target=_end_with_leader, daemon=True).start()
     warnings.filterwarnings("ignore", module=r"lightning\..*")  # its leader has been told
     try:
-        follow, arguments = pickle.loads(content)
+        follow, arguments = pickle.loads(content)  # noqa: S301  # of the process that started this one
         with _group(peers, folder):
             follow(*arguments, peers)
     except Exception as error:

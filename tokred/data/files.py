@@ -51,7 +51,10 @@ class FileSource(DataSource):
             full = os.path.join(self._folder, self.path(index))
             if not os.path.isfile(full):
                 raise Unreadable(self.path(index), "there is no such file")
-            pixels = self.pixels(full, sample_shape, preprocess)
+            if full in self.open_files.refused:
+                raise Unreadable(self.path(index), self.open_files.refused[full])
+            with self.open_files.reading(full):
+                pixels = self.pixels(full, sample_shape, preprocess)
         return normalize(pixels, preprocess)
 
     def digest(self) -> str:

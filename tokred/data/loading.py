@@ -7,7 +7,12 @@ Dimension key: B samples of a batch that were read, V views, T frames, H height,
 """
 
 import math
+import multiprocessing
+import os
+import signal
+import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from tokred.data.texts import Captions, Questions
+from tokred.open_files import OpenFiles
 from tokred.preprocess import Preprocess
 
 MAX_PIXELS = (
@@ -62,6 +68,7 @@ class DataSource(ABC):
     classes: tuple[str, ...] = ()  # by label; empty where labels are plain integers or there are none
     has_labels: bool = False
     num_views: int = 1  # that a sample is read as; what the model says of them is averaged
+    open_files: OpenFiles = OpenFiles()  # which one is being read, in case that its process dies of it
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -116,7 +123,7 @@ class DataSource(ABC):
         self.check_shape(sample_shape)
         _check(preprocess)
         input_shape = (self.num_views, *sample_shape) if self.num_views > 1 else tuple(sample_shape)
-        return DataLoader(
+        return _Loader(
             _Samples(self, tuple(sample_shape), preprocess, input_shape),
             batch_size,
             num_workers=num_workers,
@@ -213,6 +220,47 @@ class _Samples(Dataset):
             return error.problem
         assert sample.shape == self.input_shape, (sample.shape, self.input_shape)
         return index, self.source.label(index), sample
+
+
+class _Loader(DataLoader):
+    """Where a process that reads ahead dies over a file, others go on with that batch, without the file."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        if not self.num_workers:
+            yield from super().__iter__()
+            return
+        samples, num_batches, size = self.dataset, 0, self.batch_size
+        assert isinstance(samples, _Samples) and size is not None
+        while num_batches < len(self):
+            left = Subset(samples, range(num_batches * size, len(samples)))
+            batches, workers = _started(left, self)
+            try:
+                for batch in batches:
+                    num_batches += 1
+                    yield batch
+            except RuntimeError:
+                codes = {one.pid: one.exitcode for one in workers if one.pid and one.exitcode is not None}
+                if not samples.source.open_files.died(codes):
+                    raise
+
+
+def _started(samples: Dataset, like: DataLoader) -> tuple[Iterator[Batch], list[multiprocessing.process.BaseProcess]]:
+    """The batches, and the processes that read them. When one of these dies, torch would raise that at once from whatever runs,
+    in the middle of a model; without its handler it does so where the next batch is asked for."""
+    loader = DataLoader(
+        samples,
+        like.batch_size,
+        num_workers=like.num_workers,
+        collate_fn=like.collate_fn,
+        pin_memory=like.pin_memory,
+    )
+    before = set(multiprocessing.active_children())
+    has_handler = os.name == "posix" and threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD) if has_handler else None
+    batches = iter(loader)
+    if has_handler:
+        signal.signal(signal.SIGCHLD, handler)
+    return batches, [one for one in multiprocessing.active_children() if one not in before]
 
 
 def _collate(input_shape: tuple[int, ...], items: list[tuple[int, int, Tensor] | Problem]) -> Batch:
