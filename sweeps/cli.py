@@ -86,8 +86,8 @@ Others: batch_size, workers (processes that read data ahead), cells_per_pass (th
   cpu, cuda), precision (32-true, bf16-mixed, 16-mixed), traces (samples whose tokens are followed, for the figures of what is
   kept; 0: none), allow_clip, out (run folder), plugins (Python files of your own), timeout (seconds that a cell may take without
   any progress), retry (retry=failed: also the cells that failed before), devices (that share a pass over the data)
-More than one process: executor=local, ray or slurm, processes=2; each asks for resources.cpus, .gpus, .memory_gb; slurm.partition,
-  slurm.time (minutes), slurm.account, slurm.qos, slurm.constraint, slurm.gres, ... as sbatch has them
+More than one process: executor=local, ray or slurm, processes=2; each asks for resources.cpus, .gpus, .memory_gb;
+  slurm.partition, slurm.time (minutes), slurm.account, slurm.qos, slurm.constraint, slurm.gres, ... as sbatch has them
   loggers      csv, tensorboard, wandb: each finished cell is a run in RUN/logs, with the numbers of results.csv; loggers=[]: none
                wandb stays offline unless WANDB_MODE=online
 Experiments: experiment=NAME, one of

@@ -12,6 +12,7 @@ from functools import partial
 
 from rich.console import Console
 
+from tokred.open_files import OpenFiles
 from tokred.registry import load_file
 from tokred.sweeps.spread import Work
 from tokred.sweeps.supervisor import supervised
@@ -68,6 +69,7 @@ def join(work: Work, words: Sequence[str], watch: Watch) -> int:
     for path in config.plugins:
         load_file(path)
     data, store = create_data(**config.data), Store(work.folder)
+    data.open_files = OpenFiles(watch.orders.open_files, watch.orders.refused)
     plan = make_plan(config, data)
     if [cell.key for group in plan for cell in group.cells] != store.plan()["keys"]:
         raise ValueError(
