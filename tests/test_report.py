@@ -142,7 +142,7 @@ def test_unreadable_predictions_are_one_line_that_names_them(tmp_path, capsys):
     path = next(store.cells.glob("*.npz"))
     path.write_bytes(b"PK\x03\x04 no archive")
     assert main(["report", str(store.folder)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {path} holds no readable predictions")
+    assert capsys.readouterr().err.startswith(f"error: {path} is not a readable record")
 
 
 # Figures and the chart
