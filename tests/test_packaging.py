@@ -102,9 +102,9 @@ def test_methods_and_backbones_import_only_the_core():
     assert not offences(part(*PLUGINS), lambda target: within(target, *PACKAGES))
 
 
-def test_analysis_imports_only_the_record():
+def test_analysis_imports_only_the_record_and_what_makes_text_plain():
     def forbidden(target):
-        return within(target, "tokred") and not within(target, "tokred.record", "tokred.analysis")
+        return within(target, "tokred") and not within(target, "tokred.record", "tokred.terminal", "tokred.analysis")
 
     assert not offences(part("tokred.analysis"), forbidden)
 
