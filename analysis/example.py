@@ -4,7 +4,8 @@ Three methods on the embedded ``mini_cls``, at three budgets, with two shapes of
 one; 300 clips, traces of 8 and a few that were lost or gained. Made in a clone by
 
     python sweep.py "methods=[tome,vid_tldr,random_drop]" "backbones=[mini_cls]" "shape=[constant,decreasing]" \\
-        "layers=[[0,1,2,3,4,5],[0,2,4]]" "budget=[0.85,0.7,0.55]" data.num_clips=300 traces=8 out=analysis/example_run
+        "layers=[[0,1,2,3,4,5],[0,2,4]]" "budget=[0.85,0.7,0.55]" data.num_clips=300 traces=8 "loggers=[]" \\
+        out=analysis/example_run
 """
 
 from pathlib import Path
