@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.test_crowd_of_sweeps import WORDS, outcome, words_for
 from tokred.record import Store
 from tokred.sweeps.cli import sweep
 from tokred.sweeps.config import read_config
-from tokred.sweeps.executors import executor_of
+from tokred.sweeps.executors import _is_queued, _Job, executor_of
 from tokred.sweeps.spread import TRIES, End, Executor, Handle, Work, spread, words_of
 
 WORK = Work(("r=8",), "", "/", "cells")
@@ -218,3 +219,42 @@ def test_a_ray_cluster_that_loses_a_node_comes_to_the_same(tmp_path, alone, monk
         cluster.shutdown()
     said = capsys.readouterr().out
     assert "2 processes (ray)" in said and "was lost by Ray" in said
+
+
+class Job:
+    """One of Slurm that left nothing behind, where there is no accounting: submitit takes it for running."""
+
+    job_id = "7"
+
+    def done(self):
+        return False
+
+
+def test_a_job_that_left_the_queue_without_a_word_is_lost_at_the_second_look(monkeypatch, tmp_path):
+    monkeypatch.setattr("tokred.sweeps.executors.QUEUE_S", -1.0)
+    monkeypatch.setattr("tokred.sweeps.executors._is_queued", lambda job: False)
+    handle = _Job(Job(), Work((), str(tmp_path), "/", "cells"))
+    assert handle.ended() is None
+    assert handle.ended() == End(lost="left the queue before its end (job 7)")
+
+
+def test_a_job_that_is_queued_goes_on(monkeypatch, tmp_path):
+    monkeypatch.setattr("tokred.sweeps.executors.QUEUE_S", -1.0)
+    monkeypatch.setattr("tokred.sweeps.executors._is_queued", lambda job: True)
+    handle = _Job(Job(), Work((), str(tmp_path), "/", "cells"))
+    assert [handle.ended() for _ in range(4)] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("stdout", "stderr", "code", "queued"),
+    [
+        ("  7 all tokred R", "", 0, True),
+        ("", "", 0, False),
+        ("", "slurm_load_jobs error: Invalid job id specified", 1, False),
+        ("", "slurm_load_jobs error: Unable to contact slurm controller", 1, True),  # it says nothing of the job
+    ],
+)
+def test_what_the_queue_says_of_a_job(stdout, stderr, code, queued, monkeypatch):
+    result = SimpleNamespace(stdout=stdout, stderr=stderr, returncode=code)
+    monkeypatch.setattr("tokred.sweeps.executors.subprocess.run", lambda *_, **__: result)
+    assert _is_queued(Job()) == queued
