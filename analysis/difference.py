@@ -71,16 +71,20 @@ def along(some: Sequence[Curve]) -> list[Along]:
 
 
 def draw_difference(
-    panel: Sequence[Along], ax: Axes | None = None, *, given: dict[tuple[str, str], Look] | None = None
+    panel: Sequence[Along],
+    ax: Axes | None = None,
+    *,
+    given: dict[tuple[str, str], Look] | None = None,
+    styles: dict[str, str] | None = None,
 ) -> Axes:
-    """``panel``: a few methods of one backbone. Without ``ax``: a new figure, with a legend."""
-    given = given or looks(named(one.method) for one in panel)
+    """``panel``: a few methods of one backbone. Without ``ax``: a new figure, with a legend. ``styles``: by label, where several
+    panels share a legend."""
+    given, styles = given or looks(named(one.method) for one in panel), styles or _styles(panel)
     if ax is None:
         figure = new_figure(*PANEL_INCHES)
         ax = figure.subplots()
         legend_below(figure, _handles(panel, given))
     ax.axhline(0, color="black", linewidth=1.0, zorder=1)
-    styles = _styles(panel)
     for line in grouped(panel, lambda one: one.label):
         _draw_line(ax, line, given[named(line[0].method)], styles[line[0].label])
     ax.set_xlabel("MACs, % of the unreduced model's (lower is better)")
@@ -165,11 +169,11 @@ def _figure(found: Sequence[Along], given: dict[tuple[str, str], Look]) -> Figur
     groups, panels = list(dict.fromkeys(one.group for one in found)), _panels(found)
     num_columns = min(COLUMNS, len(panels))
     num_rows, width = -(-len(panels) // num_columns), PANEL_INCHES[0] * num_columns
-    handles, note = _handles(found, given), _note(found)
+    handles, styles, note = _handles(found, given), _styles(found), _note(found)
     figure = new_figure(width, PANEL_INCHES[1] * num_rows + legend_inches(handles, width, note=note))
     axes = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
     for panel, ax in zip(panels, axes, strict=False):
-        draw_difference(panel, ax, given=given)
+        draw_difference(panel, ax, given=given, styles=styles)
         ax.set_title(f"{panel_title(panel[0].group, groups)}\nminus {printable(panel[0].baseline)}", size=9.5)
     for ax in axes[len(panels) :]:
         ax.remove()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tokred.analysis.curves import Curve, curves, on_shared_samples, shared_budgets
+from tokred.analysis.curves import Curve, on_shared_samples, readable_curves, shared_budgets
 from tokred.analysis.difference import save_difference
 from tokred.analysis.forest import save_forest
 from tokred.analysis.heatmap import save_heatmaps
@@ -46,8 +46,8 @@ _ABOUT = {  # by what a file's name begins with, in the order of a report
     "forest": (
         "Differences at fixed budgets",
         "Each marker is a method minus the one named above its row of panels, at the same MACs; to the right is "
-        "better. Bars are paired 95 % intervals, each alone; filled is what holds after Holm's correction over the "
-        "figure; n = {samples} samples.",
+        "better. Bars are paired 95 % intervals, each alone: they show how much, and claim nothing; what holds after "
+        "Holm's correction is said in the comparisons. n = {samples} samples.",
     ),
     "pairwise": (
         "Every pair of methods at equal compute",
@@ -126,7 +126,7 @@ class Drawn:
 def draw_all(store: Store, folder: str | Path | None = None) -> list[Drawn]:
     """Those that the run has the data for, in the order of a report; by default in the run's own ``figures``.
 
-    Where its records make no curves, a warning says why, and what needs them is left out.
+    Where records of a backbone make no curves, a warning says why, and what needs them is drawn without it.
     """
     folder = store.folder / FOLDER if folder is None else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,11 +147,10 @@ class _ReadOnce(Store):
 
 
 def _curves(store: Store) -> list[Curve]:
-    try:
-        return curves(store)
-    except ValueError as error:
-        warnings.warn(f"figures that compare methods at equal compute are left out: {error}", stacklevel=3)
-        return []
+    found, problems = readable_curves(store)
+    for problem in problems:
+        warnings.warn(f"figures that compare methods at equal compute leave out {problem}", stacklevel=3)
+    return found
 
 
 def _save_compared(some: Sequence[Curve], folder: Path) -> list[Path]:

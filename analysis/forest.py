@@ -10,11 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from tokred.analysis.claims import LEVEL, holm
 from tokred.analysis.compare import difference_at
 from tokred.analysis.curves import Curve, reaches
 from tokred.analysis.difference import against_first
@@ -22,15 +21,15 @@ from tokred.analysis.figure import legend_below, legend_inches, new_figure, pane
 from tokred.analysis.look import Look, looks, named, printable
 from tokred.analysis.rows import counted, grouped
 
-BUDGETS = (0.9, 0.75, 0.5)  # shares of the unreduced MACs
+MOST_BUDGETS = 3
 COLUMN_INCHES, LINE_INCHES, AROUND_INCHES = 2.5, 0.24, 1.0
 LETTER_INCHES = 0.075
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One method minus the baseline at one budget, with a 95 % interval that stands alone; ``adjusted_p`` is Holm's over the
-    ``num_comparisons`` of the figure. Where ``not_reached`` names who does not reach the budget there is no number."""
+    """One method minus the baseline at one budget, with a 95 % interval that stands alone: it shows how much, and claims
+    nothing. Where ``not_reached`` names who does not reach the budget there is no number."""
 
     backbone: str
     weights: str
@@ -46,23 +45,36 @@ class Slice:
     value: float | None = None
     low: float | None = None
     high: float | None = None
-    p: float | None = None
-    smallest: float | None = None
     num_seeds: int = 1
-    num_comparisons: int = 0
-    adjusted_p: float | None = None
 
     @property
     def group(self) -> tuple[str, str, str]:
         return self.backbone, self.weights, self.data
 
 
-def slices(some: Sequence[Curve], budgets: Sequence[float] = BUDGETS) -> list[Slice]:
-    """Every reduced method but the baseline, at every budget."""
-    found = [_slice(*pair, budget) for pair in against_first(some) for budget in budgets]
-    adjusted = iter(holm([one.p for one in found if one.p is not None]))
-    num = sum(one.p is not None for one in found)
-    return [one if one.p is None else replace(one, adjusted_p=next(adjusted), num_comparisons=num) for one in found]
+def slices(some: Sequence[Curve], budgets: Sequence[float] | None = None) -> list[Slice]:
+    """Every reduced method but the baseline, at every budget; by default at those that most of them reach, at most three."""
+    pairs = against_first(some)
+    return [_slice(*pair, budget) for pair in pairs for budget in (budgets or _reached(pairs))]
+
+
+def _reached(pairs: Sequence[tuple[Curve, Curve]]) -> list[float]:
+    """In whole percent, largest first: those near which something was run."""
+    near = {round(float(share), 2) for pair in pairs for curve in pair for share in curve.share_K}
+    times = {budget: sum(all(reaches(one, budget) for one in pair) for pair in pairs) for budget in near}
+    often = sorted((budget for budget in near if times[budget]), key=lambda budget: (-times[budget], budget))
+    few = (
+        often
+        if len(often) <= MOST_BUDGETS
+        else _spread([one for one in often if times[one] == times[often[0]]] or often)
+    )
+    return sorted(few[:MOST_BUDGETS], reverse=True)
+
+
+def _spread(budgets: Sequence[float]) -> list[float]:
+    """The lowest, the highest and one between them."""
+    places = np.unique(np.linspace(0, len(budgets) - 1, MOST_BUDGETS).round().astype(int))
+    return [sorted(budgets)[place] for place in places]
 
 
 def draw_forest(
@@ -83,7 +95,7 @@ def draw_forest(
     return ax
 
 
-def save_forest(some: Sequence[Curve], folder: str | Path, budgets: Sequence[float] = BUDGETS) -> list[Path]:
+def save_forest(some: Sequence[Curve], folder: str | Path, budgets: Sequence[float] | None = None) -> list[Path]:
     """``forest`` as png, svg and csv; nothing where no two methods reach one of the budgets."""
     found, given = slices(some, budgets), looks(named(curve.method) for curve in some)
     if all(one.value is None for one in found):
@@ -99,14 +111,15 @@ def _slice(curve: Curve, baseline: Curve, budget: float) -> Slice:
         return replace(
             about, not_reached=" and ".join(one.label for one in (curve, baseline) if not reaches(one, budget))
         )
-    parts = ("value", "low", "high", "p", "smallest", "num_seeds")
+    parts = ("value", "low", "high", "num_seeds")
     return replace(about, **{part: getattr(found, part) for part in parts})
 
 
 def _draw_slice(ax: Axes, one: Slice, place: int, look: Look) -> None:
     if one.value is None or one.low is None or one.high is None:
         where = ax.get_yaxis_transform()  # in the middle, whatever the scale
-        ax.text(0.5, place, "not reached", transform=where, ha="center", va="center", size=7.5, color="0.45")
+        words: dict[str, Any] = {"ha": "center", "va": "center", "size": 7.5, "color": "0.45"}
+        ax.text(0.5, place, "not reached", transform=where, bbox={"facecolor": "white", "edgecolor": "none"}, **words)
         return
     ax.errorbar(
         [one.value],
@@ -115,14 +128,9 @@ def _draw_slice(ax: Axes, one: Slice, place: int, look: Look) -> None:
         marker=look.marker,
         markersize=5.5,
         color=look.colour,
-        markerfacecolor=look.colour if _is_told(one) else "white",
         ecolor=(look.colour, 0.7),
         elinewidth=1.3,
     )
-
-
-def _is_told(one: Slice) -> bool:
-    return one.adjusted_p is not None and one.adjusted_p <= LEVEL
 
 
 def _figure(found: Sequence[Slice], given: Mapping[tuple[str, str], Look]) -> Figure:
@@ -131,8 +139,8 @@ def _figure(found: Sequence[Slice], given: Mapping[tuple[str, str], Look]) -> Fi
     lines = [len(own) // len(budgets) for own in by_group]
     width = COLUMN_INCHES * len(budgets) + LETTER_INCHES * max(len(printable(one.label)) for one in found) + 0.3
     heights = [LINE_INCHES * num + AROUND_INCHES for num in lines]
-    handles, note = _handles(), _note(found)
-    figure = new_figure(width, sum(heights) + legend_inches(handles, width, note=note) + 0.2)
+    note = _note(found)
+    figure = new_figure(width, sum(heights) + legend_inches([], width, note=note) + 0.2)
     panels = figure.subplots(
         len(groups), len(budgets), squeeze=False, sharex="row", gridspec_kw={"height_ratios": heights}
     )
@@ -143,19 +151,10 @@ def _figure(found: Sequence[Slice], given: Mapping[tuple[str, str], Look]) -> Fi
         title = panel_title(own[0].group, groups).replace("\n", ", ")
         row[0].set_title(f"{title}: minus {printable(own[0].baseline)}\n{row[0].get_title('left')}", size=9, loc="left")
     panels[-1, len(budgets) // 2].set_xlabel(f"{found[0].metric}: difference, points (higher is better)")
-    legend_below(figure, handles, note=note)
+    legend_below(figure, [], note=note)
     return figure
 
 
 def _note(found: Sequence[Slice]) -> str:
     samples = counted(one.num_samples for one in found)
-    num = max(one.num_comparisons for one in found)
-    return f"n = {samples} samples; 95 % intervals, each alone; {num} comparisons, Holm over all of them"
-
-
-def _handles() -> list[Line2D]:
-    shared: dict[str, Any] = {"color": "0.3", "marker": "o", "linestyle": "none"}
-    return [
-        Line2D([], [], **shared, label=f"filled: p at most {LEVEL:g} after Holm"),
-        Line2D([], [], **shared, markerfacecolor="white", label="hollow: no difference detected"),
-    ]
+    return f"n = {samples} samples; 95 % intervals, each alone: they show how much, the report's comparisons what is claimed"

@@ -98,13 +98,23 @@ def _of_row(row: Row, named: str, record: Record) -> list[Stair]:
 def _alike(panel: Sequence[Stair]) -> list[list[list[Stair]]]:
     """The rows by staircase, those that many share first. A row joins the first one that it is like."""
     found: list[list[list[Stair]]] = []
-    for row in grouped(panel, lambda stair: stair.label):
+    for row in _rows(panel):
         home = next((some for some in found if _is_like(some[0], row)), None)
         if home is None:
             found.append([row])
         else:
             home.append(row)
     return sorted(found, key=lambda some: -len(some))
+
+
+def _rows(panel: Sequence[Stair]) -> list[list[Stair]]:
+    """One after the other, each from the first layer on; their labels need not differ."""
+    found: list[list[Stair]] = []
+    for stair in panel:
+        if stair.layer == 0:
+            found.append([])
+        found[-1].append(stair)
+    return found
 
 
 def _is_like(one: Sequence[Stair], other: Sequence[Stair]) -> bool:

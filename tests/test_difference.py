@@ -7,8 +7,8 @@ import pytest
 
 from tests.records import made_curve
 from tokred.analysis.compare import band
-from tokred.analysis.difference import MOST, against_first, along, draw_difference, save_difference
-from tokred.analysis.look import looks
+from tokred.analysis.difference import MOST, _figure, against_first, along, draw_difference, save_difference
+from tokred.analysis.look import looks, named
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,16 @@ def test_the_curves_of_one_method_differ_in_their_style():
     ]
     ax = draw_difference(along([made_curve("top_k", seed=9), *shapes]))
     assert {line.get_linestyle() for line in ax.lines if line.get_marker() == "o"} == {"-", "--"}
+
+
+def test_in_every_panel_a_line_has_the_style_that_the_legend_names():
+    made = [made_curve("top_k", seed=9)]
+    made += [made_curve(f"tome {n}", method="tome", shape=f"s{n}", seed=n) for n in range(MOST + 2)]
+    figure = _figure(along(made), looks(named(curve.method) for curve in made))
+    wanted = [handle.get_linestyle() for handle in figure.legends[0].legend_handles]
+    panels = [ax for ax in figure.axes if ax.lines]
+    drawn = [line.get_linestyle() for ax in panels for line in ax.lines if line.get_marker() == "o"]
+    assert len(panels) == 2 and drawn == wanted
 
 
 def test_axes_say_unit_and_direction(some):

@@ -90,3 +90,8 @@ def test_a_run_without_reduced_cells_makes_no_figure(tmp_path):
 def test_a_long_name_breaks_no_figure():
     panel = [replace(one, options="a" * 90 + "$_{x}") for one in made("tome", 60, 40)]
     draw_stairs(panel).figure.canvas.draw()
+
+
+def test_methods_whose_names_look_alike_are_two():
+    ax = draw_stairs([*made("tome", 60, 40), *made("tome", 90, 10)])
+    assert {10, 40} <= {line.get_ydata()[-1] for line in ax.lines}
