@@ -22,15 +22,15 @@ from tokred.analysis.compare import (
 )
 from tokred.analysis.curves import Curve, weights_over
 from tokred.analysis.rows import grouped
-from tokred.analysis.statistics import POWER_Z, quantile
+from tokred.analysis.statistics import detectable
 
 LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class Claim(Difference):
-    """A difference that was judged as one of ``num_comparisons``. ``smallest`` is what would be claimed in 80 % of new draws if
-    it stood alone, ``smallest_in_report`` if it had to pass the strictest step of the correction."""
+    """A difference that was judged as one of ``num_comparisons``. ``smallest`` is what would be claimed in at least 80 % of
+    new draws if it stood alone, ``smallest_in_report`` if it had to pass the strictest step of the correction."""
 
     num_comparisons: int = 1
     adjusted_p: float = 1.0
@@ -53,15 +53,15 @@ class Claim(Difference):
         points, ends = 100 * self.value, f"[{100 * self.low:+.2f}, {100 * self.high:+.2f}]"
         where = f"on {self.backbone} " if self.backbone else ""
         if self.better is None:
-            detectable = f"smallest detectable {100 * self.smallest_in_report:.2f} points"
             return (
-                f"{self.first} and {self.second} {where}at equal MACs: no detectable difference ({detectable}); "
-                f"{self.metric} differs by {points:+.2f} points {ends}"
+                f"{self.first} and {self.second} {where}at equal MACs: no detectable difference "
+                f"({shown_detectable(self.smallest_in_report)}); {self.metric} of {self.first} minus {self.second} "
+                f"{points:+.2f} points, 95 % {ends}"
             )
         loser = self.second if self.better == self.first else self.first
         if points < 0:
             points, ends = -points, f"[{-100 * self.high:+.2f}, {-100 * self.low:+.2f}]"
-        return f"{self.better} beats {loser} {where}at equal MACs by {points:.2f} points of {self.metric} {ends}"
+        return f"{self.better} beats {loser} {where}at equal MACs by {points:.2f} points of {self.metric}, 95 % {ends}"
 
     def _about(self) -> str:
         low, high = (100 * end for end in self.window)
@@ -165,10 +165,16 @@ def _permuted(judged: Sequence[tuple[Curve, Curve, Difference]], num_draws: int,
 
 
 def _claim(difference: Difference, adjusted_p: float, num_comparisons: int) -> Claim:
-    strictest = quantile(difference.degrees, tail=LEVEL / 2 / num_comparisons)
-    smallest = (strictest + POWER_Z) * difference.error
+    num = difference.num_clusters or difference.num_samples
+    smallest = detectable(difference.error, num, degrees=difference.degrees, num_comparisons=num_comparisons)
     fields = {name.name: getattr(difference, name.name) for name in dataclass_fields(Difference)}
     return Claim(**fields, num_comparisons=num_comparisons, adjusted_p=adjusted_p, smallest_in_report=smallest)
+
+
+def shown_detectable(share: float) -> str:
+    if share > 1:
+        return "no difference of up to 100 points could be detected"
+    return f"smallest detectable {100 * share:.2f} points"
 
 
 def _p(p: float) -> str:

@@ -14,11 +14,11 @@ import numpy as np
 
 from tokred.analysis.curves import SAME_COST, Curve, check_comparable, hats, reaches, weights_over
 from tokred.analysis.statistics import (
-    POWER_Z,
     ROUNDING,
     Error,
     Z,
     by_cluster,
+    detectable,
     discordant,
     error_of_difference,
     mcnemar_mid_p,
@@ -40,7 +40,7 @@ class Difference:
 
     ``p`` belongs to the interval; ``p_permutation`` is of sign flips (of samples, or of videos), where it was asked for.
     ``error`` is the standard error, of so many ``degrees`` of freedom (inf: the normal). ``smallest``: the true difference that
-    80 % of new draws of as many samples would show. ``overlap``: the part of the MACs that
+    at least 80 % of new draws of as many samples would show. ``overlap``: the part of the MACs that
     either was run at, in ln, which both were.
     """
 
@@ -111,7 +111,7 @@ def difference_over(first: Curve, second: Curve, window: tuple[float, float] | N
         *(first.label, second.label, first.backbone, first.metric, window, overlap, value, low, high, p),
         error=float(error.size),
         degrees=float(error.degrees),
-        smallest=float((quantile(error.degrees) + POWER_Z) * error.size),
+        smallest=float(detectable(error.size, first.num_clusters or first.num_samples, degrees=error.degrees)),
         num_samples=first.num_samples,
         num_clusters=first.num_clusters,
         num_seeds=max(first.num_seeds, second.num_seeds),

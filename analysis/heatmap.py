@@ -139,8 +139,9 @@ def _square(row: Row, where: str, amount: str, group: Sequence[Row]) -> Square:
     low, high = row.difference_low, row.difference_high
     if low is None or high is None:
         return Square(**asdict(row), **place)
-    smallest, p = (of(low, high, row.num_clusters) for of in (least_detectable, p_of_interval))
-    return Square(**asdict(row), **place, smallest=smallest, p=p)
+    assert row.num_samples is not None  # there is a difference
+    smallest = least_detectable(low, high, row.num_samples, row.num_clusters)
+    return Square(**asdict(row), **place, smallest=smallest, p=p_of_interval(low, high, row.num_clusters))
 
 
 def _not_asked(like: Row, amount: str, where: str) -> Row:

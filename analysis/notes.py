@@ -31,9 +31,9 @@ def _not_timed(same: Sequence[Speed]) -> str:
 
 def _failure(alike: Sequence[Row]) -> str:
     first = alike[0]
-    schedules = [row.schedule if row.num_seeds == 1 else f"{row.schedule}, {row.num_seeds} seeds" for row in alike]
+    shown = [row.setting if row.num_seeds == 1 else f"{row.setting}, {row.num_seeds} seeds" for row in alike]
     reason = first.reason or "no reason given"
-    return f"  {first.backbone}, {first.label} ({', '.join(schedules)}): {first.status}: {reason}"
+    return f"  {first.backbone}, {first.label} ({'; '.join(dict.fromkeys(shown))}): {first.status}: {reason}"
 
 
 def reading(done: Sequence[Row]) -> list[str]:

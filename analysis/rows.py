@@ -60,8 +60,20 @@ class OfMethod(OnBackbone):
         return f"{self.method} {self.options}".rstrip()
 
 
+class AtSchedule:
+    """A line about an amount of reduction."""
+
+    schedule: str
+    shape: str
+
+    @property
+    def setting(self) -> str:
+        """The schedule with its shape, where it has one: ``budget 0.7, constant``."""
+        return f"{self.schedule}, {self.shape}" if self.shape else self.schedule
+
+
 @dataclass(frozen=True)
-class Row(OfMethod):
+class Row(OfMethod, AtSchedule):
     """One method at one schedule on one backbone. What is not known is None. Shares lie in 0..1, differences in -1..1.
 
     ``value`` is the accuracy or whatever ``metric`` names, over ``num_samples`` for each seed, of ``num_clusters`` videos where

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from tokred.analysis.rows import names_of, place_of
+from tokred.analysis.rows import AtSchedule, names_of, place_of
 from tokred.record import NULL, Record, Store, Timed, Timing
 from tokred.terminal import plain
 
 
 @dataclass(frozen=True)
-class Speed:
+class Speed(AtSchedule):
     """One cell in one measurement; of method none the unreduced model beside itself, the control. What is not known is None.
 
     ``speedup`` and ``cpu_ratio`` are to the unreduced model in the same mode; the ratio of CPU times means something where
@@ -60,7 +60,7 @@ class Speed:
 
     @property
     def label(self) -> str:
-        return f"{self.method} {self.options} {self.schedule}".replace("  ", " ")
+        return f"{self.method} {self.options} {self.setting}".replace("  ", " ")
 
 
 def speeds(store: Store) -> list[Speed]:

@@ -130,15 +130,24 @@ def or_rule_of_three(error: Error, num_samples: int, cluster_N: np.ndarray | Non
     return error if error.size >= ROUNDING else Error(3 / num / quantile(error.degrees), error.degrees)
 
 
-def least_detectable(low: float, high: float, num_clusters: int | None = None) -> float:
-    """The true difference that 80 % of new draws of as many samples would show at the 5 % level, from a 95 % interval: 2.8
-    standard errors, the quantile of the interval and the normal quantile of 80 % (Miller 2024, arXiv 2411.00640).
+def detectable(error: float, num: float, *, degrees: float = math.inf, num_comparisons: int = 1) -> float:
+    """The true difference that at least 80 % of new draws would show at the 5 % level, or as one of several comparisons at its
+    part of that: k = 2.8 standard errors, the quantile of the interval and the normal quantile of 80 % (Miller 2024, arXiv
+    2411.00640). At least k^2 / ``num`` samples, or clusters: a difference takes as many discordant samples, so that where those
+    seen are few, the error of one that large is larger than the error seen.
+    """
+    k = quantile(degrees, tail=0.025 / num_comparisons) + POWER_Z
+    return max(k * error, k * k / num)
 
-    >>> round(least_detectable(-0.0152, 0.0152), 4)  # 60 of 1000 samples discordant, none the more often
+
+def least_detectable(low: float, high: float, num_samples: int, num_clusters: int | None = None) -> float:
+    """``detectable``, from a 95 % interval that stands alone.
+
+    >>> round(least_detectable(-0.0152, 0.0152, 1000), 4)  # 60 of 1000 samples discordant, none the more often
     0.0217
     """
-    z = quantile(math.inf if num_clusters is None else max(1, num_clusters - 1))
-    return (high - low) / 2 / z * (z + POWER_Z)
+    degrees = math.inf if num_clusters is None else max(1, num_clusters - 1)
+    return detectable((high - low) / 2 / quantile(degrees), num_clusters or num_samples, degrees=degrees)
 
 
 def p_of_interval(low: float, high: float, num_clusters: int | None = None) -> float:
@@ -165,7 +174,7 @@ def planned_detectable(num_samples: int, discordant: float, *, num_comparisons: 
         raise ValueError(
             f"the share of samples on which two methods disagree is above 0 and at most 1; got {discordant:g}"
         )
-    return (quantile(tail=0.025 / num_comparisons) + POWER_Z) * math.sqrt(discordant / num_samples)
+    return detectable(math.sqrt(discordant / num_samples), num_samples, num_comparisons=num_comparisons)
 
 
 def standard_error(values_SN: np.ndarray, cluster_N: np.ndarray | None = None) -> float:

@@ -72,7 +72,7 @@ def test_agresti_min_covers_the_truth_in_95_percent_of_draws():
 
 def test_a_difference_of_the_least_detectable_size_is_found_in_four_of_five_draws():
     """1000 samples, 6 % of them discordant: by the planning formula 2.8 sqrt(d / N)."""
-    num, least = 1000, least_detectable(*agresti_min(30, 30, 1000))
+    num, least = 1000, least_detectable(*agresti_min(30, 30, 1000), 1000)
     assert least == pytest.approx(2.8 * math.sqrt(0.06 / num), rel=0.02)
     shares = [(0.06 + least) / 2, (0.06 - least) / 2]
     draws = np.random.RandomState(0).multinomial(num, [*shares, 1 - sum(shares)], size=4000)
@@ -89,9 +89,18 @@ def test_the_planned_difference_is_2_8_standard_errors():
 
 
 def test_few_clusters_can_detect_less():
-    assert least_detectable(-0.1, 0.1, num_clusters=500) == pytest.approx(least_detectable(-0.1, 0.1), rel=0.01)
-    of_ten = 0.1 / 2.262157 * (2.262157 + 0.841621)  # t's quantile at 9 degrees of freedom, from a printed table
-    assert least_detectable(-0.1, 0.1, num_clusters=10) == pytest.approx(of_ten, rel=1e-5)
+    assert least_detectable(-0.1, 0.1, 500, 500) == pytest.approx(least_detectable(-0.1, 0.1, 500), rel=0.01)
+    of_ten = 1.5 / 2.262157 * (2.262157 + 0.841621)  # t's quantile at 9 degrees of freedom, from a printed table
+    assert least_detectable(-1.5, 1.5, 500, 10) == pytest.approx(of_ten, rel=1e-5)
+
+
+@pytest.mark.parametrize(("num", "differ"), [(100, 1), (200, 3), (300, 4), (1000, 17), (1000, 100)])
+def test_where_few_samples_differ_what_is_said_to_be_detectable_is_found_in_four_of_five_draws(num, differ):
+    least = least_detectable(*agresti_min(differ / 2, differ / 2, num), num)
+    discordance = max(differ / num, least)
+    shares = [(discordance + least) / 2, (discordance - least) / 2]
+    draws = np.random.RandomState(0).multinomial(num, [*shares, 1 - sum(shares)], size=2000)
+    assert np.mean([agresti_min(int(b), int(c), num)[0] > 0 for b, c, _ in draws]) > 0.77
 
 
 def test_discordant_counts_both_kinds():

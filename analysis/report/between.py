@@ -16,7 +16,7 @@ from tokred.analysis.compare import NUM_SIGNS, delta_auc, difference_over
 from tokred.analysis.curves import Curve, identity_of
 from tokred.analysis.report.content import conditions_of, finished_records, name_of
 from tokred.analysis.rows import Row, aligned, rows_with_records, samples_of
-from tokred.analysis.statistics import POWER_Z, Z, quantile
+from tokred.analysis.statistics import Z, detectable
 from tokred.record import Record, Store
 
 OWN_AXES = ("method", "options", "schedule", "backbone")  # what a cell is, in any run
@@ -52,8 +52,8 @@ class Change:
 
     @property
     def smallest(self) -> float:
-        """What would be detected in 4 of 5 repetitions, as one of so many comparisons."""
-        return (quantile(self.degrees, tail=LEVEL / 2 / self.num_comparisons) + POWER_Z) * self.error
+        """What would be detected in at least 4 of 5 repetitions, as one of so many comparisons."""
+        return detectable(self.error, self.num_samples, degrees=self.degrees, num_comparisons=self.num_comparisons)
 
 
 @dataclass(frozen=True)

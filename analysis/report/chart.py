@@ -141,6 +141,7 @@ def _values(points: Sequence[Point], cost: str, given: dict[tuple[str, str], Loo
     return [
         {
             **{name: COLUMNS[name].cell(point) for name in TOLD},
+            "schedule": point.setting,
             **_place(point, cost),
             "aside": aside,
             "label": "unreduced" if point.method == "none" else point.label,

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from tokred.analysis.claims import shown_detectable
 from tokred.analysis.columns import percent, ratio
 from tokred.analysis.report.between import Between, Change, between
 from tokred.analysis.report.content import counted
@@ -59,8 +60,7 @@ def _sentences(found: Between) -> list[str]:
         said.append(f"Not one sample changed in {counted(same, 'cell')}.")
     if smallest is not None:
         said.append(
-            f"Where none was detected though samples changed, a difference of {100 * smallest:.2f} points would have been "
-            "(smallest detectable, at the cell where it is largest)."
+            f"Where none was detected though samples changed: {shown_detectable(smallest)}, at the cell where that is largest."
         )
     return [*said, f"Done before and not after: {len(found.lost)}. Done after and not before: {len(found.gained)}."]
 
@@ -152,7 +152,7 @@ def _names() -> list[Column]:
 
 
 def _named(row: Row) -> str:
-    return "the unreduced model" if row.method == "none" else f"{row.label} {row.schedule}"
+    return "the unreduced model" if row.method == "none" else f"{row.label} {row.setting}"
 
 
 def _finding(change: Change) -> str:
@@ -162,7 +162,7 @@ def _finding(change: Change) -> str:
         return "the same on every sample"
     if change.is_detected:
         return "higher" if change.value > 0 else "lower"
-    return f"no detectable difference (smallest detectable {100 * change.smallest:.2f})"
+    return f"no detectable difference ({shown_detectable(change.smallest)})"
 
 
 def _percent(row: Row) -> str:

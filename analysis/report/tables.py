@@ -66,10 +66,13 @@ def table(name: str, caption: str, columns: Sequence[Column], items: Sequence[An
 
 
 def results_table(rows: Sequence[Row]) -> Table:
-    """All cells, those without a result with the reason. n and what the brackets hold is said in the caption."""
+    """All cells, those without a result with the reason, which then stands where it is seen first. n and what the brackets hold
+    is said in the caption."""
     done = [row for row in rows if row.status == "done"]
     metrics = " or ".join(dict.fromkeys(row.metric for row in done)) or "value"
-    shown = [_of_row(COLUMNS[name].title.format(metric=metrics), name) for name in with_content(done)]
+    kept = with_content(done)
+    shown = [_of_row(COLUMNS[name].title.format(metric=metrics), name) for name in kept]
+    num_first = sum(name in ("method", "schedule", "shape") for name in kept)
     parts = {part: list(dict.fromkeys(getattr(row, part) for row in rows)) for part in ("backbone", "weights", "data")}
     places = [Column(part, _field(part)) for part, names in parts.items() if len(names) > 1]
     constant = ", ".join(f"{part} {names[0]}" for part, names in parts.items() if len(names) == 1)
@@ -78,7 +81,10 @@ def results_table(rows: Sequence[Row]) -> Table:
         f"All cells{f' ({constant})' if constant else ''}: {metrics}, difference to the unreduced model on the "
         "same samples, cost and measured speed-up; in brackets 95 % intervals of n samples."
     )
-    return table("results", caption, [*places, *shown, n, Column("status", _status)], rows)
+    status = Column("status", _status)
+    if len(done) == len(rows):
+        return table("results", caption, [*places, *shown, n, status], rows)
+    return table("results", caption, [*places, *shown[:num_first], status, *shown[num_first:], n], rows)
 
 
 def metrics_table(rows: Sequence[Row]) -> Table:
@@ -111,8 +117,8 @@ def claims_table(claims: Sequence[Claim]) -> Table:
     ]
     caption = (
         "Every two methods at equal MACs: the mean difference over the budgets that both reach, paired by sample. p is adjusted "
-        "by Holm's correction for the number of comparisons; smallest detectable: what this run would have found in 4 of 5 "
-        "repetitions."
+        "by Holm's correction for the number of comparisons; smallest detectable: what this run would have found in at least "
+        "4 of 5 repetitions. Intervals are each alone: one can leave out 0 where p, so adjusted, is above 0.05."
     )
     return table("claims", caption, shown, claims)
 
