@@ -47,9 +47,9 @@ def test_a_page_fetches_nothing_complains_of_nothing_and_fits(name, width, brows
 
 def test_the_keyboard_sorts_a_table_and_the_heading_says_so(browser, pages):
     opened(browser, pages)
-    browser.evaluate("document.querySelectorAll('#results-table thead button')[3].focus()")
-    heading = "document.querySelectorAll('#results-table thead th')[3]"
-    keys = "[...document.querySelectorAll('#results-table tbody tr')].map((row) => row.cells[3].dataset.key)"
+    browser.evaluate("document.querySelectorAll('#results-table thead button')[4].focus()")
+    heading = "document.querySelectorAll('#results-table thead th')[4]"
+    keys = "[...document.querySelectorAll('#results-table tbody tr')].map((row) => row.cells[4].dataset.key)"
     for expected in ("ascending", "descending"):
         browser.press("Enter")
         assert browser.evaluate(f"{heading}.ariaSort") == expected
