@@ -269,7 +269,7 @@ def _configurations(
 
 
 def _told_apart(made: list[Curve], kinds: list[str]) -> list[Curve]:
-    """The shape, layers and kind of amount go into the label where a method has several."""
+    """The shape, layers and kind of amount go into the label where a method has several; a number where labels still look alike."""
     schedules = [json.loads(kind)[2] for kind in kinds]
     labelled = []
     for curve, schedule in zip(made, schedules, strict=True):
@@ -280,8 +280,11 @@ def _told_apart(made: list[Curve], kinds: list[str]) -> list[Curve]:
             if schedule.get(part) is not None and len({json.dumps(one.get(part)) for one in own}) > 1
         ]
         name = "the unreduced model" if curve.method == "none" else curve.method
-        labelled.append(replace(curve, label=" ".join([name, *parts])))
-    return labelled
+        labelled.append(" ".join([name, *parts]))
+    return [
+        replace(curve, label=f"{label} ({labelled[: place + 1].count(label)})" if label in labelled[:place] else label)
+        for place, (curve, label) in enumerate(zip(made, labelled, strict=True))
+    ]
 
 
 def _cut(curve: Curve, place_N: np.ndarray) -> Curve:

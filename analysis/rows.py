@@ -147,6 +147,7 @@ def rows_with_records(
         for cell in cells
         for metric in _metrics(cell[0], every_metric)
     ]
+    made = _told_apart(made)
     groups = list(dict.fromkeys(row.group for row, _ in made))
     return sorted(made, key=lambda pair: (groups.index(pair[0].group), pair[0].method != "none", pair[0].label))
 
@@ -182,6 +183,20 @@ def counted(counts: Iterable[int]) -> str:
     """
     ends = sorted(counts)
     return " to ".join(dict.fromkeys(f"{end:,}" for end in (ends[0], ends[-1])))
+
+
+def _told_apart(made: Sequence[tuple[Row, list[Record]]]) -> list[tuple[Row, list[Record]]]:
+    """Options that differ and look alike, without their control characters, get a number."""
+    known: dict[tuple, list[str]] = {}
+    found = []
+    for row, cell in made:
+        alike = known.setdefault((row.group, row.label), [])
+        own = json.dumps([cell[0].cell["method"], cell[0].cell["options"]], sort_keys=True)
+        if own not in alike:
+            alike.append(own)
+        number = alike.index(own) + 1
+        found.append((row if number == 1 else replace(row, options=f"{row.options} ({number})".lstrip()), cell))
+    return found
 
 
 def _metrics(record: Record, every_metric: bool) -> list[str]:

@@ -5,7 +5,7 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ MOST = 3  # panels of a backbone
 @dataclass(frozen=True)
 class Stair(OfMethod):
     """One layer of one row. ``tokens_in`` reach it and ``tokens_out`` leave it, class token included; means over the samples
-    where counts differ, with the standard deviation. ``drops_at``: where in the layer they go, 0 (start) to 1 (end)."""
+    where counts differ, with the standard deviation. ``drops_at``: where in the layer they go, 0 (start) to 1 (end). ``row``: the
+    place of the row, as two may look alike."""
 
     backbone: str
     weights: str
@@ -44,15 +45,17 @@ class Stair(OfMethod):
     tokens_out: float
     tokens_sd: float | None = None
     drops_at: float = 0.5
+    row: int = 0
 
 
 def stairs(store: Store) -> list[Stair]:
     """Of all reduced rows of the latest plan that are done, layer by layer; seeds have the same."""
     both = rows_with_records(store)
     found: list[Stair] = []
-    for (row, records), named in zip(both, settings([row for row, _ in both]), strict=True):
+    named = settings([row for row, _ in both])
+    for place, ((row, records), setting) in enumerate(zip(both, named, strict=True)):
         if row.method != "none" and row.status == "done":
-            found += _of_row(row, named, records[0])
+            found += [replace(stair, row=place) for stair in _of_row(row, setting, records[0])]
     return found
 
 
@@ -98,23 +101,13 @@ def _of_row(row: Row, named: str, record: Record) -> list[Stair]:
 def _alike(panel: Sequence[Stair]) -> list[list[list[Stair]]]:
     """The rows by staircase, those that many share first. A row joins the first one that it is like."""
     found: list[list[list[Stair]]] = []
-    for row in _rows(panel):
+    for row in grouped(panel, lambda stair: (stair.label, stair.row)):
         home = next((some for some in found if _is_like(some[0], row)), None)
         if home is None:
             found.append([row])
         else:
             home.append(row)
     return sorted(found, key=lambda some: -len(some))
-
-
-def _rows(panel: Sequence[Stair]) -> list[list[Stair]]:
-    """One after the other, each from the first layer on; their labels need not differ."""
-    found: list[list[Stair]] = []
-    for stair in panel:
-        if stair.layer == 0:
-            found.append([])
-        found[-1].append(stair)
-    return found
 
 
 def _is_like(one: Sequence[Stair], other: Sequence[Stair]) -> bool:

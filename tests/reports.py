@@ -17,6 +17,8 @@ HOSTILE = {
     "underscore": "_x",
     "formula": "=cmd|' /C calc'!A0",
     "line": "a|b\nc",
+    "zero": "a\x00b",
+    "alike": "a\r\nb",
     "long": "long" * 1250,
     "template": "{{7*7}}",
     "turned": "ab\u202ecd",

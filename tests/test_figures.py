@@ -72,6 +72,18 @@ def test_names_that_mean_something_elsewhere_break_nothing(tmp_path):
     assert names == ["pareto_gmacs", "difference", "forest", "pairwise", "variance", "heatmap", "staircase"]
 
 
+def test_options_that_look_alike_are_told_apart_in_every_figure(tmp_path):
+    run = new_run(tmp_path)
+    run.add("none")
+    for place, name in enumerate(("a\x00b", "a\r\nb")):
+        for share in (0.4, 0.6):
+            run.add("tome", share=share, accuracy=0.9 - 0.2 * place, options={"fuse": name})
+    drawn = {one.name: one.csv.read_text() for one in draw_all(run.finish())}
+    assert {"pareto_gmacs", "difference", "forest", "pairwise-mini_cls", "staircase"} == drawn.keys()
+    for text in drawn.values():
+        assert "fuse=a b" in text and "fuse=a b (2)" in text
+
+
 def test_records_that_make_no_curves_leave_the_others_and_say_why(tmp_path):
     run = new_run(tmp_path)
     run.add("none")
