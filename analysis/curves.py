@@ -269,7 +269,7 @@ def _configurations(
 
 
 def _told_apart(made: list[Curve], kinds: list[str]) -> list[Curve]:
-    """The shape, layers and kind of amount go into the label where a method has several; a number where labels still are alike."""
+    """The shape, layers and kind of amount go into the label where a method has several; a number where labels still agree."""
     schedules = [json.loads(kind)[2] for kind in kinds]
     labelled = []
     for curve, schedule in zip(made, schedules, strict=True):
