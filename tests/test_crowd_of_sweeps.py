@@ -92,6 +92,7 @@ def kill_again_and_again(tmp_path, times, words, *, seed):
     return outcome(folder)
 
 
+@pytest.mark.slow
 def test_of_sweeps_that_share_a_folder_each_runs_other_cells(tmp_path):
     words = words_for(24, cells_per_pass=4)
     found, times = share(tmp_path, 3, words)
@@ -99,6 +100,7 @@ def test_of_sweeps_that_share_a_folder_each_runs_other_cells(tmp_path):
     assert found == whole(tmp_path / "whole", words)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_again_and_again_comes_to_the_same(tmp_path):
     words = words_for(24, cells_per_pass=2)
     assert kill_again_and_again(tmp_path, 5, words, seed=0) == whole(tmp_path / "whole", words)

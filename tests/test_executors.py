@@ -150,6 +150,7 @@ def run(out, *words):
     return code, outcome(out)
 
 
+@pytest.mark.slow
 def test_two_processes_come_to_the_same_as_one_though_one_is_killed(tmp_path, alone, capsys):
     killer = threading.Thread(target=kill_the_first_at_work, args=(tmp_path / "run",))
     killer.start()
