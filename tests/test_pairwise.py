@@ -4,7 +4,7 @@ import pytest
 
 from tests.records import made_curve
 from tests.test_heatmap import words_of
-from tokred.analysis.claims import claims, holm
+from tokred.analysis.claims import claims
 from tokred.analysis.pairwise import compared, draw_pairwise, save_pairwise
 
 LOSS = {"tome": 0.0, "vid_tldr": 0.01, "top_k": 0.2}
@@ -68,9 +68,3 @@ def test_the_figure_says_n_the_family_and_what_a_star_is(some, tmp_path):
 
 def test_one_method_makes_no_matrix(tmp_path):
     assert save_pairwise([made_curve("tome")], tmp_path) == []
-
-
-def test_holm_adjusts_as_by_hand():
-    """5 x 0.001, 4 x 0.01, 3 x 0.02, then never less than the one before, and never above 1."""
-    assert holm([0.001, 0.01, 0.02, 0.03, 0.5]) == pytest.approx([0.005, 0.04, 0.06, 0.06, 0.5])
-    assert holm([0.5, 0.03, 0.9]) == pytest.approx([1.0, 0.09, 1.0])
