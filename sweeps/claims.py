@@ -118,7 +118,7 @@ class Claims:
     def _renew(self) -> None:
         while not self._ended.wait(RENEWED_S):
             for path in list(self._held.values()):
-                with suppress(FileNotFoundError):  # released just now
+                with suppress(OSError):  # released just now, or the file system is away for a moment
                     os.utime(path)
 
 

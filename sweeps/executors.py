@@ -59,7 +59,8 @@ class Local(Executor):
         return self._num
 
     def start(self, work: Work) -> Handle:
-        cpus = self._cpus or max(1, (os.cpu_count() or 1) // work.total)
+        share = max(1, (os.cpu_count() or 1) // work.total)
+        cpus = self._cpus or os.environ.get("OMP_NUM_THREADS", share)  # as the user has it
         return _Process(work, own_environment() | {"OMP_NUM_THREADS": str(cpus)} | self._gpu(work))
 
     def _gpu(self, work: Work) -> dict[str, str]:
@@ -102,11 +103,15 @@ class Ray(Executor):
             self._ray.shutdown()
 
     def num_processes(self) -> int:
-        """As many as the cluster has room for, where it is not said."""
-        room, asked = self._ray.cluster_resources(), self._asked()
+        """As many as the nodes of the cluster have room for, where it is not said. Raises ValueError where none has."""
+        asked = self._asked()
         wanted = {"CPU": asked["num_cpus"], "GPU": asked["num_gpus"], "memory": asked.get("memory", 0)}
-        fits = [int(room.get(name, 0) / amount) for name, amount in wanted.items() if amount]
-        return self._config.processes or max(1, min(fits, default=1))
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        fits = sum(min(int(node.get(name, 0) / amount) for name, amount in wanted.items() if amount) for node in nodes)
+        if not fits:
+            each = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
+            raise ValueError(f"no node of the Ray cluster has {each}, which a process asks for; lower resources.*")
+        return self._config.processes or fits
 
     def start(self, work: Work) -> Handle:
         return _Actor(self._ray, self._ray.remote(**self._asked())(_Worker).remote(), work)

@@ -367,6 +367,22 @@ def folder_of_a_run_that_is_elsewhere(folder):
 
 
 @attack
+def log_of_a_run_that_is_elsewhere(folder):
+    run, *_ = run_with(folder)
+    (run / "logs").mkdir()
+    (run / "logs" / "cells-0.log").symlink_to(folder / "elsewhere")
+    return Store(run)
+
+
+@attack
+def loggers_folder_of_a_run_that_is_elsewhere(folder):
+    run, *_ = run_with(folder)
+    (run / "logs").mkdir()
+    (run / "logs" / "csv").symlink_to(folder)
+    return Store(run)
+
+
+@attack
 def pipe_in_a_run_folder(folder):
     run, path, *_ = run_with(folder)
     path.unlink()

@@ -92,33 +92,21 @@ def kill_again_and_again(tmp_path, times, words, *, seed):
     return outcome(folder)
 
 
-@pytest.mark.slow
-def test_of_sweeps_that_share_a_folder_each_runs_other_cells(tmp_path):
-    words = words_for(24, cells_per_pass=4)
-    found, times = share(tmp_path, 3, words)
-    assert len(times) == 24 and set(times.values()) == {1}
+@pytest.mark.parametrize(
+    ("num_sweeps", "num_cells", "cells_per_pass"), [(2, 12, 2), pytest.param(4, 200, 8, marks=pytest.mark.slow)]
+)
+def test_of_sweeps_that_share_a_folder_each_runs_other_cells(num_sweeps, num_cells, cells_per_pass, tmp_path):
+    words = words_for(num_cells, cells_per_pass)
+    found, times = share(tmp_path, num_sweeps, words)
+    assert len(times) == num_cells and set(times.values()) == {1}
     assert found == whole(tmp_path / "whole", words)
 
 
-@pytest.mark.slow
-def test_a_sweep_that_is_killed_again_and_again_comes_to_the_same(tmp_path):
-    words = words_for(24, cells_per_pass=2)
-    assert kill_again_and_again(tmp_path, 5, words, seed=0) == whole(tmp_path / "whole", words)
-
-
-@pytest.mark.slow
-def test_four_sweeps_of_200_cells_run_each_cell_once(tmp_path):
-    words = words_for(200, cells_per_pass=8)
-    found, times = share(tmp_path, 4, words)
-    assert len(times) == 200 and set(times.values()) == {1}
-    assert found == whole(tmp_path / "whole", words)
-
-
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_sweep_that_is_killed_200_times_comes_to_the_same(tmp_path):
-    words = words_for(400, cells_per_pass=2)
-    assert kill_again_and_again(tmp_path, 200, words, seed=1) == whole(tmp_path / "whole", words)
+@pytest.mark.parametrize(("num_kills", "num_cells"), [(3, 12), pytest.param(200, 400, marks=pytest.mark.slow)])
+def test_a_sweep_that_is_killed_again_and_again_comes_to_the_same(num_kills, num_cells, tmp_path):
+    words = words_for(num_cells, cells_per_pass=2)
+    assert kill_again_and_again(tmp_path, num_kills, words, seed=num_kills) == whole(tmp_path / "whole", words)
 
 
 # As a user runs it

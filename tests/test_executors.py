@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from tests.test_crowd_of_sweeps import WORDS, outcome, words_for
 from tokred.record import Store
 from tokred.sweeps.cli import sweep
 from tokred.sweeps.config import read_config
-from tokred.sweeps.executors import _is_queued, _Job, executor_of
+from tokred.sweeps.executors import Ray, _is_queued, _Job, executor_of
 from tokred.sweeps.spread import TRIES, End, Executor, Handle, Work, spread, words_of
 
 WORK = Work(("r=8",), "", "/", "cells")
@@ -132,6 +133,43 @@ def test_an_extra_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(ValueError, match=r'executor=ray needs ray: pip install "tokred\[ray\]"'):
         executor_of(read_config(["executor=ray"]))
+
+
+class Rays:
+    """A cluster of two nodes that are there and one that is gone."""
+
+    def nodes(self):
+        node = {"CPU": 4.0, "memory": 8 * 2.0**30}
+        return [{"Alive": alive, "Resources": node} for alive in (True, True, False)]
+
+    def cluster_resources(self):
+        return {"CPU": 8.0, "memory": 16 * 2.0**30}
+
+
+@pytest.mark.parametrize(
+    ("words", "num"), [([], 8), (["resources.cpus=3"], 2), (["resources.memory_gb=4"], 4), (["processes=3"], 3)]
+)
+def test_a_ray_cluster_has_as_many_processes_as_its_nodes_have_room_for(words, num):
+    assert Ray(read_config(["executor=ray", *words]), Rays()).num_processes() == num
+
+
+def test_what_no_node_of_a_ray_cluster_has_is_not_waited_for():
+    with pytest.raises(ValueError, match="no node of the Ray cluster has 5 CPU, which a process asks for"):
+        Ray(read_config(["executor=ray", "resources.cpus=5", "processes=1"]), Rays()).num_processes()
+
+
+@pytest.mark.parametrize(
+    ("threads", "words", "given"), [("3", [], "3"), ("3", ["resources.cpus=2"], "2"), (None, [], "4")]
+)
+def test_a_process_has_the_threads_that_the_user_gave_or_its_share(threads, words, given, monkeypatch):
+    begun = []
+    monkeypatch.setattr("tokred.sweeps.executors.started", lambda work, environment: begun.append(environment))
+    monkeypatch.setattr("tokred.sweeps.executors.os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if threads is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    executor_of(read_config(["processes=2", *words])).start(replace(WORK, total=2))
+    assert begun[0]["OMP_NUM_THREADS"] == given
 
 
 # For real

@@ -34,7 +34,8 @@ TIMING_SCHEMA = 3
 NULL = "null"  # in a timing: the unreduced model, timed as if it were a cell
 STATUSES = ("done", "refused", "failed", "invalid")
 MOST_RUN_BYTES = 4 * 2**30  # of arrays, unpacked, that are read of a run; 50,000 samples of 3,500 cells
-PARTS = ("cells", "timings", "claims", "damaged", "figures", "tables")
+LOGS = ("logs", "logs/csv", "logs/tensorboard", "logs/logged", "logs/slurm")  # W&B has links of its own in logs/wandb
+PARTS = ("cells", "timings", "claims", "damaged", "figures", "tables", "logs/wandb", *LOGS)
 MOST_LAYERS = 10_000  # of a model; figures and tables take time for each
 LEFTOVER_S = 3600.0  # nobody takes as long to write a file: what has a temporary name since then is left of a crash
 
@@ -261,7 +262,7 @@ def _check_plain(folder: Path) -> None:
             raise ValueError(
                 f"{place} is a link, and none in a run folder is followed; put what it leads to in its place"
             )
-    for place in (folder / part for part in ("cells", "timings", "claims") if (folder / part).is_dir()):
+    for place in (folder / part for part in ("cells", "timings", "claims", *LOGS) if (folder / part).is_dir()):
         for entry in os.scandir(place):
             if not entry.is_file(follow_symlinks=False) and not entry.is_dir(follow_symlinks=False):
                 raise ValueError(f"{entry.path} is a link or no file, and a run folder holds files alone; remove it")
