@@ -23,6 +23,7 @@ from tokred.terminal import plain
 
 if TYPE_CHECKING:  # the supervisor of a sweep has no use for torch
     from tokred.model import Method
+    from tokred.record import Store
 
 USAGE = """\
 usage: tokred sweep [KEY=VALUE ...]   compare methods: accuracy, MACs, speed   (in a clone: python sweep.py [KEY=VALUE ...])
@@ -217,11 +218,7 @@ def _sweep(words: Sequence[str], watch: Watch) -> int:
     if not watch.orders.again:
         where = device_of(config) if config.executor == "local" else config.executor
         _say(console, f"{len(keys)} cells, {len(data)} samples each, on {where}; records in {out}")
-        for registry in (METHODS, BACKBONES):
-            for label, error in registry.broken.items():
-                _say(console, f"plugin {label} did not load: {error}")
-        for damaged in store.heal(keys):
-            _say(console, f"damaged: {damaged}: set aside in {store.folder / 'damaged'}, and its cell is run again")
+        _say_what_is_broken(store, keys, console)
     tally = run_plan(plan, config, data, store, console, watch=watch, words=words)
     watch.phase("the tables and figures")
     if tally.kept:
@@ -235,6 +232,15 @@ def _sweep(words: Sequence[str], watch: Watch) -> int:
     if tally.failed:
         return 4 if tally.done == 0 else 3
     return 0
+
+
+def _say_what_is_broken(store: "Store", keys: Sequence[str], console: Console) -> None:
+    """Plugins that did not load, and what is set aside of an earlier run."""
+    for registry in (METHODS, BACKBONES):
+        for label, error in registry.broken.items():
+            _say(console, f"plugin {label} did not load: {error}")
+    for damaged in store.heal(keys):
+        _say(console, f"damaged: {damaged}: set aside in {store.folder / 'damaged'}, and its cell is run again")
 
 
 def _status(words: Sequence[str]) -> int:
@@ -264,10 +270,6 @@ def _drift(words: Sequence[str]) -> int:
             "tokred drift takes a run folder, and words that are to be other, as tokred drift runs/NAME r=8"
         )
     store = Store(words[0])
-    if not (store.folder / "plan.json").is_file():
-        raise ValueError(
-            f"{store.folder} is no run folder: it has no plan.json; sweeps name theirs in their first line"
-        )
     config = read_config(words_again(store, words[1:]))
     for path in config.plugins:
         load_file(path)
@@ -350,11 +352,7 @@ def _compact(words: Sequence[str]) -> int:
     if not words:
         raise ValueError("tokred compact takes run folders, as tokred compact runs/NAME; got none")
     for folder in words:
-        store = Store(folder)
-        if not (store.folder / "plan.json").is_file():
-            raise ValueError(
-                f"{store.folder} is no run folder: it has no plan.json; sweeps name theirs in their first line"
-            )
+        (store := Store(folder)).plan()  # there is one, in a run folder
         if is_current(store):
             _say(printer(), f"unchanged: {store.folder / NAME}")
         else:

@@ -31,10 +31,6 @@ class Status:
 
 
 def read_status(store: Store) -> Status:
-    if not (store.folder / "plan.json").is_file():
-        raise ValueError(
-            f"{store.folder} is no run folder: it has no plan.json; sweeps name theirs in their first line"
-        )
     plan = store.plan()
     names, found = claimed(store.folder), {key: _read(key, store) for key in plan["keys"]}
     records = [one for one in found.values() if isinstance(one, Record)]

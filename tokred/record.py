@@ -164,8 +164,14 @@ class Store:
 
     def plan(self) -> dict[str, Any]:
         """Of the latest sweep: ``keys``, the cells in order; ``timings``, [mode, batch size] pairs, the headline first; ``words``
-        of its command; ``started``, in seconds since 1970, and ``kept``, how many records were there then."""
-        plan = read_json(path := self.folder / "plan.json")
+        of its command; ``started``, in seconds since 1970, and ``kept``, how many records were there then. Raises ValueError
+        where the folder is none of a run."""
+        path = self.folder / "plan.json"
+        if not path.is_file():
+            raise ValueError(
+                f"{self.folder} is no run folder: it has no plan.json; sweeps name theirs in their first line"
+            )
+        plan = read_json(path)
         if not isinstance(plan.get("keys"), list):
             raise Damaged(path, "it names no cells", "plan")
         return plan
