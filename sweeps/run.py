@@ -135,10 +135,13 @@ def run_part(
     with _quiet(), _progress(console) as progress, Claims(store.folder) as claims:
         sweep = _Sweep(config, data, store, claims, watch, progress, work)
         for waits in (False, True):
+            waiting = []
             for number, group in groups:
-                _run_group(group, sweep, f"{group.backbone} ({number}/{last})", waits=waits)
-                if work is None:
+                if not _run_group(group, sweep, f"{group.backbone} ({number}/{last})", waits=waits):
+                    waiting.append((number, group))
+                elif work is None:
                     _log(group, sweep)
+            groups = waiting
 
 
 def _spread(cells: Sequence[Cell], config: SweepConfig, store: Store, console: Console, words: Sequence[str]) -> None:
@@ -163,23 +166,25 @@ def _spread(cells: Sequence[Cell], config: SweepConfig, store: Store, console: C
         raise ValueError(f"{missing} cells were not run; what the processes say of it is in {store.folder}/logs")
 
 
-def _run_group(group: Group, sweep: _Sweep, title: str, *, waits: bool) -> None:
+def _run_group(group: Group, sweep: _Sweep, title: str, *, waits: bool) -> bool:
+    """Whether it is over; not where it ``waits`` for nobody and others have the last cells."""
     config, store = sweep.config, sweep.store
     if all(store.has(cell.key) for cell in group.cells):
         asked = tracing.wanted(group, sweep.data, store, config.traces)
         has_all = sweep.part == "timings" or not tracing.untraced(group, asked, store)
         if has_all and (sweep.part == "cells" or not open_measurements(group, config, store)):
-            return
+            return True
     backbone = build_backbone(config, sweep.data, group.backbone, group.weights).to(device_of(config))
     samples = EvaluationData(sweep.data, backbone, batch_size=config.batch_size, num_workers=config.workers)
     own = replace(config, cells_per_pass=sweep.share(len(group.cells)))
     bench = Bench(group, backbone, build_task(config, sweep.data, backbone), samples, own, store)
     if not _run_cells(bench, sweep, title, waits=waits):
-        return
+        return False
     if sweep.part != "timings":
         _trace(bench, sweep, title)
     if sweep.part != "cells":
         _time(bench, sweep, title)
+    return True
 
 
 def _run_cells(bench: Bench, sweep: _Sweep, title: str, *, waits: bool) -> bool:
