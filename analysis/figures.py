@@ -11,6 +11,7 @@ import numpy as np
 from tokred.analysis.curves import Curve, on_shared_samples, readable_curves, shared_budgets
 from tokred.analysis.difference import save_difference
 from tokred.analysis.forest import save_forest
+from tokred.analysis.front import accuracies_drawn
 from tokred.analysis.heatmap import save_heatmaps
 from tokred.analysis.kept import save_kept
 from tokred.analysis.pairwise import save_pairwise
@@ -30,12 +31,12 @@ _ABOUT = {  # by what a file's name begins with, in the order of a report
     "pareto_gmacs": (
         "Accuracy and compute",
         "Up and to the left is better: more accuracy for fewer multiply-adds. The step line joins what nothing else "
-        "dominates in these samples, the unreduced model included; bars are 95 % intervals of each accuracy, n = "
-        "{samples} samples.",
+        "dominates in these samples, the unreduced model included; a marker is filled where that holds in 95 % of draws "
+        "of the samples. Bars are 95 % intervals of each accuracy, n = {samples} samples.",
     ),
     "pareto_speedup": (
         "Accuracy and measured speed",
-        "Up and to the right is better. Upright bars are 95 % intervals of the accuracy, n = {samples} samples; level ones "
+        "Up and to the right is better; line and filled markers as above. Upright bars are 95 % intervals of the accuracy, n = {samples} samples; level ones "
         "those of the median speed-up over {rounds} rounds.",
     ),
     "difference": (
@@ -132,7 +133,7 @@ def draw_all(store: Store, folder: str | Path | None = None) -> list[Drawn]:
     folder.mkdir(parents=True, exist_ok=True)
     store = _ReadOnce(store.folder)
     found, timed = rows(store), speeds(store)
-    paths = [*save_pareto(found, folder), *_save_compared(_curves(store), folder), *save_seeds(store, folder)]
+    paths = [*save_pareto(found, folder, accuracies_drawn(store)), *_save_compared(_curves(store), folder), *save_seeds(store, folder)]
     paths += [*save_speed(timed, folder), *save_heatmaps(found, folder), *save_kept(store, folder)]
     return _drawn([path.with_suffix("") for path in paths if path.suffix == ".svg"], _counts(store, found, timed))
 

@@ -13,7 +13,9 @@ import numpy as np
 
 from tokred.analysis.bootstrap import NUM_DRAWS, bootstrap_means, spread
 from tokred.analysis.curves import SAME_COST, Curve, check_comparable
+from tokred.analysis.rows import Row, aligned, grouped, of_metric, rows_with_records, samples_of
 from tokred.analysis.statistics import Estimate
+from tokred.record import Record, Store
 
 SURE = 0.95  # the chance from which on a point is drawn as one of the front
 DEPTH = 0.10  # how far below the unreduced model's accuracy an area begins
@@ -51,6 +53,28 @@ def members(some: Sequence[Curve], *, num_draws: int = NUM_DRAWS, seed: int = 0)
         )
         for (curve, place), value, now, chance in zip(places, means[0], now_K, chance_K, strict=True)
     ]
+
+
+def accuracies_drawn(store: Store, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> dict[Row, np.ndarray]:
+    """(R,) of each row of a run that has samples of its own: its accuracy in draws of the samples that all rows of its group have."""
+    pairs = [(row, cell) for row, cell in rows_with_records(store) if row.value is not None]
+    found: dict[Row, np.ndarray] = {}
+    for group in grouped(pairs, lambda pair: pair[0].group):
+        own = [(row, cell) for row, cell in group if "num_samples" in of_metric(cell[0], row.metric)]
+        found |= _drawn_together(own, store, num_draws, seed)
+    return found
+
+
+def _drawn_together(
+    pairs: Sequence[tuple[Row, list[Record]]], store: Store, num_draws: int, seed: int
+) -> dict[Row, np.ndarray]:
+    shared = aligned([samples_of(store, record, row.metric) for row, cell in pairs for record in cell])
+    if shared is None:
+        return {}
+    ends = np.cumsum([len(cell) for _, cell in pairs])
+    sum_KN = np.add.reduceat(shared.right_N.astype(np.float64), np.append(0, ends[:-1]), axis=0)
+    drawn_RK = bootstrap_means(sum_KN, cluster_N=shared.cluster_N, num_draws=num_draws, seed=seed)
+    return {row: drawn_R / len(cell) for (row, cell), drawn_R in zip(pairs, drawn_RK.T, strict=True)}
 
 
 def on_front(cost_K: np.ndarray, value_RK: np.ndarray) -> np.ndarray:

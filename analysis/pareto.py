@@ -1,7 +1,8 @@
 """What a method costs and what it keeps: accuracy over GMACs and over measured speed-up, a panel for each backbone.
 
 ``over_gmacs`` and ``over_speedup`` give the points, ``draw_gmacs`` and ``draw_speedup`` draw a panel of them, and
-``save_pareto`` makes the files. Of more than ``MANY`` methods those on the front are named where they stand, and the others are
+``save_pareto`` makes the files. A front of noisy points is noise where gaps are small, so a marker is filled only where draws of
+the samples leave it on the front. Of more than ``MANY`` methods those on the front are named where they stand, and the others are
 pale.
 """
 
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -19,12 +21,14 @@ from matplotlib.transforms import ScaledTranslation
 
 from tokred.analysis.crowd import Name, draw_bands, floor, pale, side_by_side, write_names
 from tokred.analysis.figure import new_figure, panel_title, save_figure
+from tokred.analysis.front import SURE, on_front
 from tokred.analysis.look import UNREDUCED, Look, looks, printable
-from tokred.analysis.rows import Row
+from tokred.analysis.rows import Row, grouped
 
 Looks = Mapping[tuple[str, str], Look]
+Draws = Mapping[Row, np.ndarray]
+NO_DRAWS: Draws = {}
 FRONT_COLOUR = "0.6"
-SAME_COST = 0.005  # how near to a budget a schedule comes
 MANY = 8  # methods that can be told apart at a glance
 PANEL_INCHES, WIDE_INCHES, COLUMNS = (4.6, 3.7), (9.2, 4.6), 2
 
@@ -33,20 +37,27 @@ PANEL_INCHES, WIDE_INCHES, COLUMNS = (4.6, 3.7), (9.2, 4.6), 2
 class Point(Row):
     """A row with a place in the figure; on the front where no row of its group is as good in both and better in one.
 
-    Costs within 0.5 % count as the same: equal budgets are met that closely and no closer.
+    Costs within 0.5 % count as the same: equal budgets are met that closely and no closer. ``front_probability``: in what share
+    of draws of the samples it is on the front, its cost as measured; None without draws.
     """
 
     on_front: bool = False
+    front_probability: float | None = None
+
+    @property
+    def is_sure(self) -> bool:
+        """Of its place on the front, which is when its marker is filled."""
+        return self.front_probability is not None and self.front_probability >= SURE
 
 
-def over_gmacs(rows: Sequence[Row]) -> list[Point]:
-    """The rows that have an accuracy and GMACs."""
-    return _points(rows, "gmacs", -1)
+def over_gmacs(rows: Sequence[Row], drawn: Draws = NO_DRAWS) -> list[Point]:
+    """The rows that have an accuracy and GMACs. ``drawn``: as ``front.accuracies_drawn`` has it."""
+    return _points(rows, drawn, lambda row: row.gmacs)
 
 
-def over_speedup(rows: Sequence[Row]) -> list[Point]:
+def over_speedup(rows: Sequence[Row], drawn: Draws = NO_DRAWS) -> list[Point]:
     """The rows that have an accuracy and were timed."""
-    return _points(rows, "speedup", 1)
+    return _points(rows, drawn, lambda row: None if row.speedup is None else 1 / row.speedup)
 
 
 def draw_gmacs(points: Sequence[Point], ax: Axes | None = None, *, given: Looks | None = None) -> Axes:
@@ -84,36 +95,33 @@ def draw_speedup(points: Sequence[Point], ax: Axes | None = None, *, given: Look
     return ax
 
 
-def save_pareto(rows: Sequence[Row], folder: str | Path) -> list[Path]:
+def save_pareto(rows: Sequence[Row], folder: str | Path, drawn: Draws = NO_DRAWS) -> list[Path]:
     """``pareto_gmacs`` and ``pareto_speedup``, each as png, svg and the csv that was drawn; the paths of those written.
 
     A figure that would hold no cell beside the unreduced models is not written: without a timing, that of the speed-up.
     """
     paths = []
     for name, points, draw in (
-        ("pareto_gmacs", over_gmacs(rows), draw_gmacs),
-        ("pareto_speedup", over_speedup(rows), draw_speedup),
+        ("pareto_gmacs", over_gmacs(rows, drawn), draw_gmacs),
+        ("pareto_speedup", over_speedup(rows, drawn), draw_speedup),
     ):
         if any(point.method != "none" for point in points):
             paths += save_figure(partial(_figure, points, draw), points, Path(folder) / name)
     return paths
 
 
-def _points(rows: Sequence[Row], cost: str, sign: int) -> list[Point]:
-    """``sign`` is -1 where a lower cost is better."""
-    known = [row for row in rows if row.value is not None and getattr(row, cost) is not None]
-    places = [(row.group, sign * getattr(row, cost), row.value) for row in known]
-    return [
-        Point(**asdict(row), on_front=not any(_dominates(other, place) for other in places))
-        for row, place in zip(known, places, strict=True)
-    ]
-
-
-def _dominates(one: tuple, other: tuple) -> bool:
-    """Of two (group, goodness of the cost, value). Costs within ``SAME_COST`` of each other are the same."""
-    slack = SAME_COST * abs(other[1])
-    as_good = one[0] == other[0] and one[1] >= other[1] - slack and one[2] >= other[2]
-    return as_good and (one[1] > other[1] + slack or one[2] > other[2])
+def _points(rows: Sequence[Row], drawn: Draws, cost_of: Callable[[Row], float | None]) -> list[Point]:
+    """A lower cost is better. All of a group that have draws are in each of them."""
+    places = {row: cost for row in rows if row.value is not None and (cost := cost_of(row)) is not None}
+    found: dict[Row, Point] = {}
+    for group in grouped(places, lambda row: row.group):
+        cost_K, value_K = (np.array(values) for values in ([places[row] for row in group], [row.value for row in group]))
+        chance_K: Sequence[float | None] = [None] * len(group)
+        if all(row in drawn for row in group):
+            chance_K = on_front(cost_K, np.stack([drawn[row] for row in group], axis=1)).mean(axis=0).tolist()
+        for row, now, chance in zip(group, on_front(cost_K, value_K[None])[0], chance_K, strict=True):
+            found[row] = Point(**asdict(row), on_front=bool(now), front_probability=chance)
+    return [found[row] for row in places]
 
 
 def _new_axes(points: Sequence[Point], given: Looks) -> Axes:
@@ -191,7 +199,7 @@ def _draw_point(ax: Axes, point: Point, cost: str, look: Look, *, shift: float) 
         markeredgewidth=2.2 if look == UNREDUCED else 1.2,
         color=look.colour,
         ecolor=(look.colour, 0.55),
-        markerfacecolor=look.colour if point.on_front else "white",
+        markerfacecolor=look.colour if point.is_sure else "white",
         elinewidth=1.1,
         zorder=4 if look == UNREDUCED else 3 if point.on_front else 2,
         transform=ax.transData + ScaledTranslation(shift / 72, 0, ax.figure.dpi_scale_trans),
@@ -286,8 +294,8 @@ def _legend(figure: Figure, points: Sequence[Point], given: Looks, *, num_column
             markeredgewidth=2.2,
             label="unreduced",
         ),
-        Line2D([], [], color=FRONT_COLOUR, label="Pareto front"),
-        Line2D([], [], color="0.3", marker="o", markerfacecolor="white", linestyle="none", label="hollow: dominated"),
+        Line2D([], [], color=FRONT_COLOUR, label="front of these samples"),
+        Line2D([], [], color="0.3", marker="o", linestyle="none", label=f"filled: on it in {100 * SURE:.0f} % of draws"),
     ]
     num_columns = _many_columns(given) if _are_many(given) else num_columns
     figure.legend(handles=methods + others, ncols=num_columns, loc="outside lower center", frameon=False)

@@ -7,7 +7,7 @@ from tests.records import full_run, made_curve
 from tokred.analysis import bootstrap
 from tokred.analysis.bootstrap import bootstrap_means
 from tokred.analysis.curves import Curve, curves
-from tokred.analysis.front import DEPTH, area, hypervolume, hypervolume_difference, members, on_front
+from tokred.analysis.front import DEPTH, accuracies_drawn, area, hypervolume, hypervolume_difference, members, on_front
 from tokred.analysis.pareto import over_gmacs
 from tokred.analysis.rows import rows
 
@@ -33,15 +33,17 @@ def test_the_front_is_what_no_other_point_beats():
             assert found[row, k] == (not beaten)
 
 
-def test_the_front_of_the_samples_is_that_of_the_figure(tmp_path):
+def test_the_front_and_its_chances_are_those_of_the_figure(tmp_path):
     store = full_run(tmp_path).finish()
-    drawn = {
-        (p.backbone, p.label, round(p.gmacs, 6)): p.on_front for p in over_gmacs(rows(store)) if p.method != "none"
-    }
+    points = over_gmacs(rows(store), accuracies_drawn(store, num_draws=50))
+    shown = {(p.backbone, p.label, round(p.gmacs, 6)): p for p in points if p.method != "none"}
     for backbone in ("mini_cls", "mini_mean"):
         some = [curve for curve in curves(store) if curve.backbone == backbone]
-        for one in members(some, num_draws=10):
-            assert drawn.get((backbone, one.label, round(one.gmacs, 6)), one.on_front) == one.on_front
+        found = members(some, num_draws=50)
+        assert len({one.probability for one in found}) > 2
+        for one in found:
+            if (point := shown.get((backbone, one.label, round(one.gmacs, 6)))) is not None:
+                assert (point.on_front, point.front_probability) == (one.on_front, one.probability)
 
 
 def test_a_chance_is_the_share_of_draws_in_which_a_point_is_on_the_front():

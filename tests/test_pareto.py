@@ -5,6 +5,7 @@ import re
 from xml.etree import ElementTree
 
 import matplotlib
+import numpy as np
 import pytest
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.colors import same_color
@@ -95,10 +96,20 @@ def test_the_unreduced_model_is_a_labelled_black_cross(full, points, draw):
     assert "unreduced" in [text.get_text() for text in [*ax.texts, *legend]]
 
 
-def test_dominated_points_are_hollow(full):
-    points = of_one_backbone(over_gmacs(full))
-    for point, line in zip(points, markers(draw_gmacs(points)), strict=True):
-        assert same_color(line.get_markerfacecolor(), "white") != point.on_front
+def test_only_those_surely_on_the_front_are_filled():
+    """Of 100 draws the dearer cell is the more accurate in 95, and in 94."""
+    cheap, dear = made_row(gmacs=1.0, value=0.8), made_row("evit", gmacs=2.0, value=0.9)
+    for wins in (95, 94):
+        drawn = {cheap: np.full(100, 0.8), dear: np.where(np.arange(100) < wins, 0.9, 0.7)}
+        points = over_gmacs([cheap, dear], drawn)
+        assert [point.front_probability for point in points] == [1.0, wins / 100]
+        hollow = [same_color(line.get_markerfacecolor(), "white") for line in markers(draw_gmacs(points))]
+        assert hollow == [False, wins < 95]
+
+
+def test_without_draws_no_place_on_the_front_is_sure():
+    points = over_gmacs([made_row(), made_row("evit", gmacs=2.0, value=0.9)], {made_row(): np.ones(3)})
+    assert [(point.on_front, point.front_probability, point.is_sure) for point in points] == [(True, None, False)] * 2
 
 
 def test_the_front_is_a_step_line_from_the_cheapest_to_the_dearest(full):

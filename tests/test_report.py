@@ -17,6 +17,7 @@ from tests.reports import HOSTILE, RUNS, Page, hostile_run, page_of, strings_in
 from tokred.analysis.figures import draw_all
 from tokred.analysis.look import MARKERS, UNREDUCED
 from tokred.analysis.report import write_report
+from tokred.analysis.front import accuracies_drawn
 from tokred.analysis.report.chart import SHAPES, chart_of, scripts
 from tokred.analysis.report.content import content_of
 from tokred.analysis.report.page import MOST_SVG, picture
@@ -170,7 +171,7 @@ def test_every_marker_has_a_shape_in_the_chart():
 
 def test_the_chart_has_every_cell_that_has_a_place(tmp_path):
     store = RUNS["differing"](tmp_path)
-    chart = chart_of(rows(store))
+    chart = chart_of(rows(store), accuracies_drawn(store))
     drawn = [one for panel in chart.panels for one in panel["specs"]["gmacs"]["data"]["values"]]
     expected = [(row.label, row.gmacs, 100 * row.value) for row in rows(store) if row.status == "done"]
     assert sorted((one["label"].replace("unreduced", "none"), one["x"], one["y"]) for one in drawn) == sorted(expected)

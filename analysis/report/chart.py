@@ -17,7 +17,8 @@ import vl_convert
 
 from tokred.analysis.columns import COLUMNS
 from tokred.analysis.look import UNREDUCED, Look, looks
-from tokred.analysis.pareto import FRONT_COLOUR, SAME_COST, Point, over_gmacs, over_speedup
+from tokred.analysis.curves import SAME_COST
+from tokred.analysis.pareto import FRONT_COLOUR, Draws, Point, over_gmacs, over_speedup
 from tokred.analysis.rows import Row, grouped
 from tokred.terminal import plain
 
@@ -72,9 +73,9 @@ class Chart:
     axes: Sequence[str]
 
 
-def chart_of(rows: Sequence[Row]) -> Chart | None:
-    """None where no reduced model has a place in it."""
-    points = {"gmacs": over_gmacs(rows), "speedup": over_speedup(rows)}
+def chart_of(rows: Sequence[Row], drawn: Draws) -> Chart | None:
+    """None where no reduced model has a place in it. ``drawn``: as ``front.accuracies_drawn`` has it."""
+    points = {"gmacs": over_gmacs(rows, drawn), "speedup": over_speedup(rows, drawn)}
     axes = [cost for cost, some in points.items() if any(point.method != "none" for point in some)]
     if not axes:
         return None
@@ -145,14 +146,19 @@ def _values(points: Sequence[Point], cost: str, given: dict[tuple[str, str], Loo
             **_place(point, cost),
             "aside": aside,
             "label": "unreduced" if point.method == "none" else point.label,
-            "front": "yes" if point.on_front else "no",
+            "front": _front_text(point),
             "shape": SHAPES[look.marker],
             "colour": look.colour,
-            "fill": "transparent" if look == UNREDUCED else look.colour if point.on_front else "white",
+            "fill": "transparent" if look == UNREDUCED else look.colour if point.is_sure else "white",
         }
         for point, aside in zip(points, asides, strict=True)
         for look in [given[point.method, point.options]]
     ]
+
+
+def _front_text(point: Point) -> str:
+    now = "yes" if point.on_front else "no"
+    return now if point.front_probability is None else f"{now}, and in {100 * point.front_probability:.0f} % of draws"
 
 
 def _place(point: Point, cost: str) -> dict[str, float]:

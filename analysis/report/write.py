@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from tokred.analysis.figures import Drawn, draw_all
+from tokred.analysis.front import accuracies_drawn
 from tokred.analysis.notes import not_timed, reading, timing_notes
-from tokred.analysis.report.chart import chart_of, scripts
+from tokred.analysis.report.chart import Chart, chart_of, scripts
 from tokred.analysis.report.content import (
     MOST_SENTENCES,
     Content,
@@ -36,7 +37,8 @@ def write_report(store: Store, drawn: Sequence[Drawn] | None = None) -> Path:
             write_whole(store.folder / "tables" / f"{name}.md", markdown(tables[name]).encode())
             write_whole(store.folder / "tables" / f"{name}.tex", latex(tables[name]).encode())
     write_whole(store.folder / "report.md", _markdown(content, tables).encode())
-    return write_whole(store.folder / "report.html", _page(content, tables, drawn).encode())
+    chart = chart_of(content.rows, accuracies_drawn(store))
+    return write_whole(store.folder / "report.html", _page(content, tables, chart, drawn).encode())
 
 
 def _tables(content: Content) -> dict[str, Table]:
@@ -54,8 +56,7 @@ def _tables(content: Content) -> dict[str, Table]:
     return {table.name: table for table in made if table.lines}
 
 
-def _page(content: Content, tables: dict[str, Table], drawn: Sequence[Drawn]) -> str:
-    chart = chart_of(content.rows)
+def _page(content: Content, tables: dict[str, Table], chart: Chart | None, drawn: Sequence[Drawn]) -> str:
     figures = [{"about": one, "source": picture(one.svg, one.png)} for one in drawn]
     said = _said(content) | {"tables": tables, "chart": chart, "figures": figures}
     return render("report.html", said, scripts=(scripts(),) if chart else ())
