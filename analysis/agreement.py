@@ -30,7 +30,7 @@ from tokred.analysis.partitions import (
 )
 from tokred.analysis.rows import OnBackbone, grouped
 from tokred.analysis.statistics import Estimate
-from tokred.analysis.traces import Trace, Traced, over_samples, seed_pairs, spread
+from tokred.analysis.traces import Trace, Traced, few_of, over_samples, seed_pairs, spread
 
 COLOURS = "RdBu"  # as in the heat-map: red below 0, white 0, blue above
 SQUARE_INCHES = 0.34
@@ -118,7 +118,9 @@ def save_agreement(found: Sequence[Pair], folder: str | Path) -> list[Path]:
     for stem, some in zip(file_stems("agreement", groups), by_group, strict=True):
         drawn = min(grouped(some, lambda pair: pair.setting), key=_mean_gmacs)
         title = f"{panel_title(some[0].group, groups)}, {printable(drawn[0].setting)}"
-        paths += save_figure(partial(_figure, drawn, title), some, Path(folder) / stem)
+        paths += save_figure(
+            partial(_figure, drawn, title, few_of(1, len({pair.setting for pair in some}))), some, Path(folder) / stem
+        )
     return paths
 
 
@@ -173,7 +175,7 @@ def _draw_square(ax: Axes, row: int, column: int, value: float | None, *, is_own
     ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", size=7.5, color=colour)
 
 
-def _figure(drawn: Sequence[Pair], title: str) -> Figure:
+def _figure(drawn: Sequence[Pair], title: str, note: str) -> Figure:
     num = len({name for pair in drawn for name in (pair.a, pair.b)})
     side = SQUARE_INCHES * max(num, 5) + 1.6
     shape = (1, 2) if 2 * side <= 14 else (2, 1)
@@ -184,8 +186,8 @@ def _figure(drawn: Sequence[Pair], title: str) -> Figure:
     draw_matrix(drawn, "order", None, lower)
     lower.set_title(MEASURES["order"].replace(" of how", "\nof how"), size=9)
     figure.suptitle(f"{title}: agreement, %", size="large")
-    seeds = "; on the diagonal: two seeds of a random method" if any(pair.a == pair.b for pair in drawn) else ""
+    seeds = "\non the diagonal: Rand index and order of two seeds" if any(pair.a == pair.b for pair in drawn) else ""
     figure.supxlabel(
-        f"tokens that leave the last layer; means over {drawn[0].num_samples} samples{seeds}", size="small"
+        f"tokens that leave the last layer; means over {drawn[0].num_samples} samples{note}{seeds}", size="small"
     )
     return figure

@@ -36,8 +36,8 @@ _ABOUT = {  # by what a file's name begins with, in the order of a report
     ),
     "pareto_speedup": (
         "Accuracy and measured speed",
-        "Up and to the right is better; line and filled markers as above. Upright bars are 95 % intervals of the accuracy, n = {samples} samples; level ones "
-        "those of the median speed-up over {rounds} rounds.",
+        "Up and to the right is better; line and filled markers as above. Upright bars are 95 % intervals of the "
+        "accuracy, n = {samples} samples; level ones those of the median speed-up over {rounds} rounds.",
     ),
     "difference": (
         "Differences at equal compute, along all budgets",
@@ -133,7 +133,11 @@ def draw_all(store: Store, folder: str | Path | None = None) -> list[Drawn]:
     folder.mkdir(parents=True, exist_ok=True)
     store = _ReadOnce(store.folder)
     found, timed = rows(store), speeds(store)
-    paths = [*save_pareto(found, folder, accuracies_drawn(store)), *_save_compared(_curves(store), folder), *save_seeds(store, folder)]
+    paths = [
+        *save_pareto(found, folder, accuracies_drawn(store)),
+        *_save_compared(_curves(store), folder),
+        *save_seeds(store, folder),
+    ]
     paths += [*save_speed(timed, folder), *save_heatmaps(found, folder), *save_kept(store, folder)]
     return _drawn([path.with_suffix("") for path in paths if path.suffix == ".svg"], _counts(store, found, timed))
 

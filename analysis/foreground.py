@@ -22,7 +22,7 @@ from tokred.analysis.figure import file_stems, new_figure, panel_title, save_fig
 from tokred.analysis.look import Look, looks, printable
 from tokred.analysis.rows import OfMethod, grouped
 from tokred.analysis.statistics import Estimate
-from tokred.analysis.traces import Trace, Traced, few_settings, group_size_SP, over_samples
+from tokred.analysis.traces import Trace, Traced, few_of, few_settings, group_size_SP, over_samples
 
 PANEL_INCHES, FEW_INCHES, COLUMNS = (1.9, 1.65), (2.7, 2.3), 5
 
@@ -203,6 +203,7 @@ def _figure(some: Sequence[Retained], order: Sequence[str], title: str) -> Figur
     for ax in axes[num_columns * (num_rows - 1) : len(panels)]:
         ax.set_xlabel("layers passed")
     note = f"means over {some[0].num_samples} samples, 95 % intervals; a token in a group of k leaves 1 / k"
+    note += few_of(len(order), len({one.setting for one in some}))
     where: dict[str, Any] = {"loc": "outside lower center", "ncols": 2 if len(order) < 3 else 3}
     figure.legend(handles=_key(order), **where, frameon=False, fontsize=8, title=note, title_fontsize=8)
     return figure

@@ -56,7 +56,7 @@ def members(some: Sequence[Curve], *, num_draws: int = NUM_DRAWS, seed: int = 0)
 
 
 def accuracies_drawn(store: Store, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> dict[Row, np.ndarray]:
-    """(R,) of each row of a run that has samples of its own: its accuracy in draws of the samples that all rows of its group have."""
+    """(R,) of each row that has samples of its own: its accuracy in draws of those that all rows of its group have."""
     pairs = [(row, cell) for row, cell in rows_with_records(store) if row.value is not None]
     found: dict[Row, np.ndarray] = {}
     for group in grouped(pairs, lambda pair: pair[0].group):

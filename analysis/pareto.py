@@ -115,7 +115,9 @@ def _points(rows: Sequence[Row], drawn: Draws, cost_of: Callable[[Row], float | 
     places = {row: cost for row in rows if row.value is not None and (cost := cost_of(row)) is not None}
     found: dict[Row, Point] = {}
     for group in grouped(places, lambda row: row.group):
-        cost_K, value_K = (np.array(values) for values in ([places[row] for row in group], [row.value for row in group]))
+        cost_K, value_K = (
+            np.array(values) for values in ([places[row] for row in group], [row.value for row in group])
+        )
         chance_K: Sequence[float | None] = [None] * len(group)
         if all(row in drawn for row in group):
             chance_K = on_front(cost_K, np.stack([drawn[row] for row in group], axis=1)).mean(axis=0).tolist()
@@ -295,7 +297,9 @@ def _legend(figure: Figure, points: Sequence[Point], given: Looks, *, num_column
             label="unreduced",
         ),
         Line2D([], [], color=FRONT_COLOUR, label="front of these samples"),
-        Line2D([], [], color="0.3", marker="o", linestyle="none", label=f"filled: on it in {100 * SURE:.0f} % of draws"),
+        Line2D(
+            [], [], color="0.3", marker="o", linestyle="none", label=f"filled: on it in {100 * SURE:.0f} % of draws"
+        ),
     ]
     num_columns = _many_columns(given) if _are_many(given) else num_columns
     figure.legend(handles=methods + others, ncols=num_columns, loc="outside lower center", frameon=False)

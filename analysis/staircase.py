@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from tokred.analysis.figure import new_figure, panel_title, save_figure
 from tokred.analysis.look import looks, printable
 from tokred.analysis.rows import OfMethod, Row, grouped, rows_with_records
-from tokred.analysis.traces import settings
+from tokred.analysis.traces import few_of, settings
 from tokred.record import Record, Store
 
 # where in its layer a method takes tokens away: attention is the first half, the MLP the second
@@ -169,6 +169,9 @@ def _figure(found: Sequence[Stair]) -> Figure:
             )
         for ax in row[len(drawn) :]:
             ax.remove()
+    num_settings = max(len({stair.setting for stair in found if stair.group == group}) for group in groups)
+    if note := few_of(num_columns, num_settings).removeprefix("; "):
+        figure.supxlabel(note, size="small")
     return figure
 
 

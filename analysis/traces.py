@@ -134,6 +134,15 @@ def few_settings(some: Sequence[Traced], most: int = 3) -> list[str]:
     ]
 
 
+def few_of(num_drawn: int, num_settings: int) -> str:
+    """What a figure says that does not draw all of them.
+
+    >>> few_of(3, 12), few_of(3, 3)
+    ('; drawn: 3 of 12 settings', '')
+    """
+    return f"; drawn: {num_drawn} of {num_settings} settings" if num_drawn < num_settings else ""
+
+
 def seed_pairs(a: Traced, b: Traced) -> list[tuple[Trace, Trace]]:
     """Which traces to compare: each seed of one with another of the other's, since seeds of one number draw alike in two
     methods; of a row with itself all its pairs of seeds."""

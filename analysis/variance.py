@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from tokred.analysis.bootstrap import NUM_DRAWS, bootstrap_means
 from tokred.analysis.curves import Curve, reaches, shared_budgets, weights_at
 from tokred.analysis.figure import new_figure, save_figure
+from tokred.analysis.look import printable
 from tokred.analysis.statistics import by_cluster
 
 FACTORS: dict[str, Callable[[Curve], str]] = {
@@ -56,6 +57,7 @@ class Part:
     num_curves: int
     num_left_out: int
     num_samples: int
+    metric: str = "accuracy"
 
 
 def decompose(some: Sequence[Curve], budget: float, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> list[Part]:
@@ -213,6 +215,7 @@ def _part(
         num_curves=len(there),
         num_left_out=num_reduced - len(there),
         num_samples=there[0].num_samples,
+        metric=there[0].metric,
     )
 
 
@@ -233,8 +236,8 @@ def _figure(parts: Sequence[Part]) -> Figure:
     for budget, ax in zip(budgets, figure.subplots(len(budgets), squeeze=False).flat, strict=True):
         draw_variance([part for part in parts if part.budget == budget], ax)
     ax.set_xlabel(
-        "share of the variance of the difference\nto the unreduced model, %\n"
-        "(how many levels in parentheses; 95 % over draws of the samples)",
+        f"share of the variance of the difference in {printable(parts[0].metric)}\nto the unreduced model, %\n"
+        f"(how many levels in parentheses; 95 % over draws of the n = {parts[0].num_samples:,} samples)",
         size="small",
     )
     return figure

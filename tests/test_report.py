@@ -15,9 +15,9 @@ from rich.console import Console
 from tests.records import new_run
 from tests.reports import HOSTILE, RUNS, Page, hostile_run, page_of, strings_in
 from tokred.analysis.figures import draw_all
+from tokred.analysis.front import accuracies_drawn
 from tokred.analysis.look import MARKERS, UNREDUCED
 from tokred.analysis.report import write_report
-from tokred.analysis.front import accuracies_drawn
 from tokred.analysis.report.chart import SHAPES, chart_of, scripts
 from tokred.analysis.report.content import content_of
 from tokred.analysis.report.page import MOST_SVG, picture

@@ -16,8 +16,8 @@ import altair
 import vl_convert
 
 from tokred.analysis.columns import COLUMNS
-from tokred.analysis.look import UNREDUCED, Look, looks
 from tokred.analysis.curves import SAME_COST
+from tokred.analysis.look import UNREDUCED, Look, looks
 from tokred.analysis.pareto import FRONT_COLOUR, Draws, Point, over_gmacs, over_speedup
 from tokred.analysis.rows import Row, grouped
 from tokred.terminal import plain
