@@ -3,6 +3,7 @@
 import io
 import re
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(draw: Callable[[], Figure], items: Sequence[Any], stem: Path) -> list[Path]:
     """``stem`` with .png, .svg and .csv, the last with ``items``, which were drawn. The settings of matplotlib are put back."""
-    with matplotlib.rc_context(_theme()):
+    with matplotlib.rc_context(_theme()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # drawn as a box; the csv has the name
         pictures = _rendered(draw())
     paths = [write_whole(stem.parent / f"{stem.name}.{kind}", picture) for kind, picture in pictures.items()]
     return [*paths, write_csv(items, stem.parent / f"{stem.name}.csv")]
