@@ -271,15 +271,15 @@ def _many_columns(given: Looks) -> int:
 
 
 def _legend(figure: Figure, points: Sequence[Point], given: Looks, *, num_columns: int) -> None:
-    """Below the panels. Of many methods those on a front come first; the others look as they do in the panels."""
-    leaders = _leaders(points, given)
+    """Below the panels, as they look there: filled with any point filled. Of many methods those on a front come first."""
+    leaders, sure = _leaders(points, given), {(point.method, point.options) for point in points if point.is_sure}
     names = sorted((name for name in given if name[0] != "none"), key=lambda name: (name not in leaders, name))
     methods = [
         Line2D(
             [],
             [],
             color=given[name].colour if name in leaders else pale(given[name].colour),
-            markerfacecolor=given[name].colour if name in leaders else "white",
+            markerfacecolor=given[name].colour if name in sure else "white",
             marker=given[name].marker,
             linestyle="none",
             label=printable(" ".join(name).rstrip()),

@@ -256,7 +256,8 @@ def test_of_many_methods_those_off_the_front_are_pale_and_keep_their_marker():
 
 
 def test_the_legend_shows_many_methods_as_the_panel_does():
-    ax = draw_gmacs(over_gmacs(MANY))
+    drawn = {row: np.array([row.value]) for row in MANY}
+    ax = draw_gmacs(over_gmacs(MANY, drawn))
     (legend,) = ax.figure.legends
     labels = [text.get_text() for text in legend.get_texts()]
     assert labels[0] == WELL_KNOWN[0] and sorted(labels[1:12]) == sorted(WELL_KNOWN[1:12])
