@@ -38,7 +38,8 @@ class Claim(Difference):
 
     @property
     def is_claimed(self) -> bool:
-        return self.adjusted_p <= LEVEL
+        """Whether p, as one of so many, and the interval say so; near the edge the two can differ."""
+        return self.adjusted_p <= LEVEL and not self.low <= 0 <= self.high
 
     @property
     def better(self) -> str | None:

@@ -19,7 +19,7 @@ from tokred.analysis.compare import band
 from tokred.analysis.curves import SAME_COST, Curve
 from tokred.analysis.figure import legend_below, legend_inches, new_figure, panel_title, save_figure
 from tokred.analysis.look import Look, looks, named, printable
-from tokred.analysis.rows import counted, grouped
+from tokred.analysis.rows import grouped, spanned
 
 MOST = 4  # bands that can be told apart in one panel
 PANEL_INCHES, COLUMNS = (4.6, 3.3), 2
@@ -183,7 +183,7 @@ def _figure(found: Sequence[Along], given: dict[tuple[str, str], Look]) -> Figur
 
 
 def _note(found: Sequence[Along]) -> str:
-    samples = counted(one.num_samples for one in found)
+    samples = spanned(one.num_samples for one in found)
     return f"n = {samples} samples; bands: 95 %, for all budgets of a line at once; markers: where it was run"
 
 

@@ -17,7 +17,7 @@ from tokred.analysis.kept import save_kept
 from tokred.analysis.pairwise import save_pairwise
 from tokred.analysis.pareto import save_pareto
 from tokred.analysis.performance import save_profile
-from tokred.analysis.rows import Row, counted, grouped, rows
+from tokred.analysis.rows import Row, grouped, rows, spanned
 from tokred.analysis.seeds import save_seeds
 from tokred.analysis.speeds import Speed, speeds
 from tokred.analysis.speedup import save_speed
@@ -181,7 +181,7 @@ def _counts(store: Store, found: Sequence[Row], timed: Sequence[Speed]) -> dict[
         "traced": _num_traced(store),
         "rounds": {one.num_rounds for one in timed if one.num_rounds},
     }
-    return {name: counted(counts) if counts else "unknown" for name, counts in known.items()}
+    return {name: spanned(counts) if counts else "unknown" for name, counts in known.items()}
 
 
 def _num_traced(store: Store) -> set[int]:

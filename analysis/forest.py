@@ -19,7 +19,7 @@ from tokred.analysis.curves import Curve, reaches
 from tokred.analysis.difference import against_first
 from tokred.analysis.figure import legend_below, legend_inches, new_figure, panel_title, save_figure
 from tokred.analysis.look import Look, looks, named, printable
-from tokred.analysis.rows import counted, grouped
+from tokred.analysis.rows import grouped, spanned
 
 MOST_BUDGETS = 3
 COLUMN_INCHES, LINE_INCHES, AROUND_INCHES = 2.5, 0.24, 1.0
@@ -156,5 +156,5 @@ def _figure(found: Sequence[Slice], given: Mapping[tuple[str, str], Look]) -> Fi
 
 
 def _note(found: Sequence[Slice]) -> str:
-    samples = counted(one.num_samples for one in found)
+    samples = spanned(one.num_samples for one in found)
     return f"n = {samples} samples; 95 % intervals, each alone: they show how much, the report's comparisons what is claimed"

@@ -21,7 +21,7 @@ from matplotlib.patches import Patch, Rectangle
 from tokred.analysis.claims import LEVEL, benjamini_hochberg
 from tokred.analysis.figure import file_stems, new_figure, panel_title, save_figure
 from tokred.analysis.look import ink, printable
-from tokred.analysis.rows import Row, counted, grouped
+from tokred.analysis.rows import Row, grouped, spanned
 from tokred.analysis.statistics import least_detectable, p_of_interval
 
 COLOURS = "RdBu"  # of ColorBrewer, safe for the colour-blind: red loses, blue gains
@@ -286,7 +286,7 @@ def _key(some: Sequence[Square]) -> list[Patch]:
         handles.append(Patch(facecolor="none", edgecolor="none", label=said))
     if counts := {square.num_samples for square in some if square.num_samples}:
         said = (
-            f"80 % power: a true difference of so many points is found in 4 of 5 draws of n = {counted(counts)} samples"
+            f"80 % power: a true difference of so many points is found in 4 of 5 draws of n = {spanned(counts)} samples"
         )
         handles.append(Patch(facecolor="none", edgecolor="none", label=said))
     called = {

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tokred.analysis.columns import percent, shapes
-from tokred.analysis.rows import Row, grouped
+from tokred.analysis.rows import Row, grouped, spanned
 from tokred.analysis.speeds import Speed
 
 
@@ -12,7 +12,8 @@ def failures(rows: Sequence[Row]) -> list[str]:
     failed = [row for row in rows if row.status != "done"]
     alike = grouped(failed, lambda row: (row.group, row.label, row.status, row.reason))
     num_failed, num_cells = (sum(row.num_seeds for row in some) for some in (failed, rows))
-    return [f"{num_failed} of {num_cells} cells have no result:", *map(_failure, alike)] if failed else []
+    told = [_failure(some, several=len(shapes(rows)) > 1) for some in alike]
+    return [f"{num_failed} of {num_cells} cells have no result:", *told] if failed else []
 
 
 def not_timed(speeds: Sequence[Speed]) -> list[str]:
@@ -29,30 +30,35 @@ def _not_timed(same: Sequence[Speed]) -> str:
     return f"Not timed: {first.backbone}, {first.mode}, batch {first.batch_size}{labels}: {first.reason}"
 
 
-def _failure(alike: Sequence[Row]) -> str:
+def _failure(alike: Sequence[Row], *, several: bool) -> str:
+    """``several``: shapes, which are told apart then."""
     first = alike[0]
-    shown = [row.setting if row.num_seeds == 1 else f"{row.setting}, {row.num_seeds} seeds" for row in alike]
+    settings = [row.setting if several else row.schedule for row in alike]
+    shown = [
+        name if row.num_seeds == 1 else f"{name}, {row.num_seeds} seeds"
+        for name, row in zip(settings, alike, strict=True)
+    ]
     reason = first.reason or "no reason given"
     return f"  {first.backbone}, {first.label} ({'; '.join(dict.fromkeys(shown))}): {first.status}: {reason}"
 
 
 def reading(done: Sequence[Row]) -> list[str]:
     """n, what the intervals are, broken files."""
-    counts = sorted({row.num_samples for row in done if row.num_samples is not None})
+    counts = {row.num_samples for row in done if row.num_samples is not None}
     if not counts:
         return []
-    num = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     lines = [
-        f"n = {num} samples a cell. In brackets 95 % intervals; differences are paired with the unreduced model on the same "
-        "samples. MACs % is the share of the unreduced model's."
+        f"n = {spanned(counts)} samples a cell. In brackets 95 % intervals; differences are paired with the unreduced model on "
+        "the same samples. MACs % is the share of the unreduced model's."
     ]
     if any(row.num_clusters is None and row.low is not None for row in done):
         lines.append(
             "Intervals: Wilson's, and for differences Agresti and Min's (3 / n to either side where no sample differs)."
         )
     if videos := sorted({row.num_clusters for row in done if row.num_clusters}):
-        counted = " or ".join(map(str, videos))
-        lines.append(f"Several samples are of one video: intervals count videos, {counted}, not samples (Student's t).")
+        lines.append(
+            f"Several samples are of one video: intervals count videos, {spanned(videos)}, not samples (Student's t)."
+        )
     if any(row.metric == "agreement" for row in done):
         lines.append("Agreement is the share of samples on which the prediction is the unreduced model's.")
     if any(row.num_seeds > 1 for row in done):

@@ -175,10 +175,10 @@ def write_whole(path: str | Path, content: bytes) -> Path:
     return path
 
 
-def counted(counts: Iterable[int]) -> str:
+def spanned(counts: Iterable[int]) -> str:
     """The smallest and the largest.
 
-    >>> counted([1000, 400, 1000]), counted([400])
+    >>> spanned([1000, 400, 1000]), spanned([400])
     ('400 to 1,000', '400')
     """
     ends = sorted(counts)

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from tokred.analysis.figure import legend_below, legend_inches, new_figure, panel_title, save_figure
 from tokred.analysis.look import Look, looks, printable
-from tokred.analysis.rows import Row, counted, grouped, of_metric, rows_with_records
+from tokred.analysis.rows import Row, grouped, of_metric, rows_with_records, spanned
 from tokred.record import Record, Store
 
 ENOUGH = 5  # seeds from which on an interval holds the truth as often as it says (docs/statistics.md)
@@ -150,7 +150,7 @@ def _figure(found: Sequence[Draw]) -> Figure:
 
 
 def _note(found: Sequence[Draw]) -> str:
-    samples = counted(draw.num_samples for draw in found)
+    samples = spanned(draw.num_samples for draw in found)
     fewest = min(draw.num_seeds for draw in found)
     few = f"\nof fewer than {ENOUGH} seeds it may hold the truth less often" if fewest < ENOUGH else ""
     return f"n = {samples} samples for each seed; SD in points; the interval is over samples and seeds{few}"

@@ -71,7 +71,7 @@ def test_other_data_are_not_paired_and_that_is_said(two, tmp_path):
     other = a_run(tmp_path / "c", data="b")
     change = change_of(between(two[0], other), "tome")
     assert not change.is_paired and change.low < change.value < change.high
-    assert "unpaired, the samples are not the same" in sentence(change)
+    assert "unpaired: the samples are not the same, and taken as independent" in sentence(change)
 
 
 def test_cells_of_one_run_alone_are_named_with_what_they_are_in_the_other(two):

@@ -287,7 +287,7 @@ def test_agreement_is_called_agreement(tmp_path):
 def test_failed_cells_follow_with_their_reasons(full):
     text = printed(full, 120)
     assert "3 of 53 cells have no result:" in text  # 37 rows, whose seeds are cells
-    assert "mini_mean, evit (budget 0.7, decreasing; budget 0.55, decreasing): refused: evit needs a CLS token" in text
+    assert "mini_mean, evit (budget 0.7; budget 0.55): refused: evit needs a CLS token" in text
 
 
 def test_notes_name_n_broken_files_and_the_timings_verdict(full):

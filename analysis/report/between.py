@@ -48,7 +48,7 @@ class Change:
 
     @property
     def is_detected(self) -> bool:
-        return self.value is not None and self.p <= LEVEL
+        return self.value is not None and self.p <= LEVEL and not self.low <= 0 <= self.high
 
     @property
     def smallest(self) -> float:

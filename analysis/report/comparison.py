@@ -7,6 +7,7 @@ from tokred.analysis.claims import shown_detectable
 from tokred.analysis.columns import percent, ratio
 from tokred.analysis.report.between import Between, Change, between
 from tokred.analysis.report.content import counted
+from tokred.analysis.report.how import OF_TWO_RUNS
 from tokred.analysis.report.page import render
 from tokred.analysis.report.tables import Column, Table, interval, table
 from tokred.analysis.rows import Row, write_whole
@@ -23,6 +24,7 @@ def write_comparison(before: Store, after: Store, path: str | Path | None = None
         "sentences": _sentences(found),
         "detected": [sentence(change) for change in found.compared if change.is_detected],
         "tables": {one.name: one for one in tables if one.lines},
+        "how": OF_TWO_RUNS,
     }
     return write_whole(path, render("comparison.html", content).encode())
 
@@ -34,14 +36,24 @@ def _file_name(text: str) -> str:
 
 def sentence(change: Change) -> str:
     """One sentence, with all that it rests on; of a change that could be compared."""
-    row, paired = change.after, "paired" if change.is_paired else "unpaired, the samples are not the same"
+    row = change.after
+    paired = "paired" if change.is_paired else "unpaired: the samples are not the same, and taken as independent"
     alone = change.num_comparisons == 1
     family = "the only comparison" if alone else f"Holm over {change.num_comparisons} comparisons"
     return (
         f"{_named(row)} on {row.backbone}: {row.metric} {percent(change.before.value or 0)} before and "
-        f"{percent(row.value or 0)} after, {interval(change)} points ({paired}; n = {change.num_samples:,}; "
+        f"{percent(row.value or 0)} after, {interval(change)} points ({paired}; n = {_num(change)}; "
         f"p {'< 0.0001' if change.p < 1e-4 else f'= {change.p:.2g}'}, {family})."
     )
+
+
+def _num(change: Change) -> str:
+    """Of unpaired samples those of each run."""
+    if not change.num_samples:
+        return ""
+    if change.is_paired:
+        return f"{change.num_samples:,}"
+    return f"{change.before.num_samples:,} before, {change.after.num_samples:,} after"
 
 
 def _sentences(found: Between) -> list[str]:
@@ -76,7 +88,7 @@ def _changes(found: Between) -> Table:
         ),
         Column("finding", _finding),
         Column("samples", lambda one: "" if one.value is None else "paired" if one.is_paired else "unpaired"),
-        Column("n", lambda one: f"{one.num_samples:,}" if one.num_samples else "", lambda one: one.num_samples),
+        Column("n", _num, lambda one: one.num_samples),
         Column(
             "changed", lambda one: "" if one.num_changed is None else str(one.num_changed), lambda one: one.num_changed
         ),

@@ -1,18 +1,19 @@
 """What a report says, apart from how it looks: rows, comparisons, conditions, and sentences on them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tokred.analysis.claims import Claim, Unclaimed, claims
 from tokred.analysis.curves import Curve, readable_curves
 from tokred.analysis.notes import failures
-from tokred.analysis.rows import Row, grouped, names_of, rows
+from tokred.analysis.rows import Row, grouped, names_of, rows, spanned
 from tokred.analysis.speeds import Speed, speeds
 from tokred.record import Record, Store
 from tokred.terminal import plain
 
 FEW_SEEDS = 5  # below, intervals over seeds may hold the truth less often than they say
+DIGESTS = ("weights", "data", "vocabulary")  # parts of a result's identity that are known by their content
 MOST_SENTENCES = 12  # of differences that are told at the head of a report; the table has all
 
 
@@ -88,7 +89,7 @@ def opening(content: Content) -> list[str]:
     data = list(dict.fromkeys(row.data for row in content.rows))
     compared = f"{counted(len(methods), 'method')} on {counted(len(backbones), 'backbone')} ({', '.join(backbones)})"
     return [
-        f"{compared}, on {', '.join(data)}; n = {_span(row.num_samples for row in content.done)} samples a cell.",
+        f"{compared}, on {', '.join(data)}; {_samples(content.done)}.",
         _cells(content.rows),
     ]
 
@@ -106,7 +107,7 @@ def verdict(content: Content) -> str:
 def not_compared(content: Content) -> list[str]:
     """Each pair with its reason; and what was not compared at all."""
     pairs = [f"{one.backbone}: {one.reason}" for one in content.unclaimed]
-    return [plain(line) for line in [*content.problems, *pairs]]
+    return [plain(line) for line in [*content.problems, *pairs, *_uncompared(content)]]
 
 
 def without_result(content: Content) -> list[str]:
@@ -121,7 +122,8 @@ def conditions_of(records: Sequence[Record]) -> dict[str, list[str]]:
         names = names_of(record.cell)
         about: dict[str, Any] = {part: names[part] for part in ("backbone", "weights", "data")}
         about |= {"precision": record.cell.get("precision"), "seeds": record.cell.get("seed")}
-        about |= {f"digest of {name}": digest for name, digest in (record.result.get("identity") or {}).items()}
+        for name, value in (record.result.get("identity") or {}).items():
+            about[f"digest of {name}" if name in DIGESTS else name] = value
         about |= {name: value for name, value in record.conditions.items() if name not in ("finished", "precision")}
         for name, value in about.items():
             if value is not None:
@@ -151,9 +153,18 @@ def _cells(found: Sequence[Row]) -> str:
     return f"{counted(total, 'cell')}: {', '.join(parts)}."
 
 
-def _span(counts: Iterable[int | None]) -> str:
-    known = sorted({count for count in counts if count is not None})
-    return f"{known[0]:,}" if len(known) == 1 else f"{known[0]:,} to {known[-1]:,}" if known else "no"
+def _samples(done: Sequence[Row]) -> str:
+    counts = {row.num_samples for row in done if row.num_samples is not None}
+    return f"n = {spanned(counts)} samples a cell" if counts else "without samples"
+
+
+def _uncompared(content: Content) -> list[str]:
+    """Where cells have several metrics: those of which no two methods are compared."""
+    compared = {claim.metric for claim in content.claims}
+    others = dict.fromkeys(row.metric for row in content.every_metric if row.metric not in compared)
+    if not compared or not others:
+        return []
+    return [f"compared is {', '.join(sorted(compared))} alone, of {', '.join(others)} the table has the values"]
 
 
 def _warnings(some: Sequence[Curve]) -> list[str]:

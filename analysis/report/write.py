@@ -17,6 +17,7 @@ from tokred.analysis.report.content import (
     verdict,
     without_result,
 )
+from tokred.analysis.report.how import OF_ONE_RUN
 from tokred.analysis.report.page import picture, render
 from tokred.analysis.report.papers import latex, markdown, markdown_text
 from tokred.analysis.report.tables import Table, claims_table, metrics_table, pairs_table, results_table, speeds_table
@@ -58,7 +59,7 @@ def _tables(content: Content) -> dict[str, Table]:
 
 def _page(content: Content, tables: dict[str, Table], chart: Chart | None, drawn: Sequence[Drawn]) -> str:
     figures = [{"about": one, "source": picture(one.svg, one.png)} for one in drawn]
-    said = _said(content) | {"tables": tables, "chart": chart, "figures": figures}
+    said = _said(content) | {"tables": tables, "chart": chart, "figures": figures, "how": OF_ONE_RUN}
     return render("report.html", said, scripts=(scripts(),) if chart else ())
 
 
@@ -102,6 +103,7 @@ def _markdown(content: Content, tables: dict[str, Table]) -> str:
     ):
         if name in tables:
             lines += [f"\n## {title}\n", markdown(tables[name]), *_items(notes)]
+    lines += ["\n## How to read it\n", *(f"- **{term.name}.** {markdown_text(term.meaning)}" for term in OF_ONE_RUN)]
     return "\n".join(lines) + "\n"
 
 
