@@ -26,6 +26,9 @@ HOSTILE = {
     "command": r"\input{x}%&#^~\\[2em]*",
     "comment": "<!-- <script> ]]>",
 }
+COMPARATIVE = re.compile(r"\b(better|best|beats?|wins?|winners?|outperforms?|superior|worse)\b", re.IGNORECASE)
+DIRECTION = re.compile(r"\((?:higher|lower) is better\)")  # of an axis, not of a method
+INTERVAL = re.compile(r"\[[+-]?\d+(\.\d+)?, [+-]?\d+(\.\d+)?\]")
 
 
 def hostile_run(folder: Path) -> Store:
@@ -195,3 +198,22 @@ def strings_in(data: str) -> Iterator[str]:
             waiting += [*one, *one.values()]
         elif isinstance(one, list):
             waiting += one
+
+
+def has_all(sentence: str) -> bool:
+    """An interval, n, and the number of comparisons."""
+    counted = re.search(r"Holm over \d+ comparisons|the only comparison", sentence)
+    return bool(INTERVAL.search(sentence) and re.search(r"\bn = \d", sentence) and counted)
+
+
+def compares(text: str) -> bool:
+    return bool(COMPARATIVE.search(DIRECTION.sub("", text)))
+
+
+def bare_claims(page: Page) -> list[str]:
+    """What says that one is better, without all that it rests on."""
+    found = [text for text in [*page.texts, *strings_in(page.data)] if compares(text) and not has_all(text)]
+    for row in page.rows:
+        whole = INTERVAL.search(" ".join(row.values())) and row.get("n") and row.get("comparisons")
+        found += [str(row)] if compares(" ".join(row.values())) and not whole else []
+    return found

@@ -1,5 +1,6 @@
 """What changed between two runs: pairs of cells, their differences against the formulas, and the page."""
 
+import html
 import shutil
 from dataclasses import replace
 
@@ -7,10 +8,11 @@ import numpy as np
 import pytest
 
 from tests.records import new_run
-from tests.reports import page_of
+from tests.reports import bare_claims, page_of
 from tokred.analysis.claims import holm
 from tokred.analysis.report.between import between
 from tokred.analysis.report.comparison import sentence, write_comparison
+from tokred.analysis.report.how import OF_TWO_RUNS
 from tokred.analysis.statistics import discordant, mcnemar_mid_p, paired_difference
 from tokred.record import Store
 from tokred.sweeps.cli import main
@@ -71,7 +73,22 @@ def test_other_data_are_not_paired_and_that_is_said(two, tmp_path):
     other = a_run(tmp_path / "c", data="b")
     change = change_of(between(two[0], other), "tome")
     assert not change.is_paired and change.low < change.value < change.high
-    assert "unpaired: the samples are not the same, and taken as independent" in sentence(change)
+    assert "unpaired: the samples are not the same, and taken as independent; n = 400 before, 400 after" in sentence(
+        change
+    )
+
+
+def test_what_is_detected_has_an_interval_without_zero(two, tmp_path):
+    """Near the edge p and interval come from different approximations."""
+    change = change_of(between(*two), "tome")
+    assert change.is_detected and not replace(change, low=-0.2, high=0.01).is_detected
+
+
+def test_no_sentence_of_the_page_claims_without_all_that_it_rests_on(two, tmp_path):
+    for other in (two[1], a_run(tmp_path / "c", data="b")):
+        path = write_comparison(two[0], other)
+        assert bare_claims(page_of(path)) == []
+        assert all(term.meaning in html.unescape(path.read_text()) for term in OF_TWO_RUNS)
 
 
 def test_cells_of_one_run_alone_are_named_with_what_they_are_in_the_other(two):

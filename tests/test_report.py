@@ -13,42 +13,31 @@ import pytest
 from rich.console import Console
 
 from tests.records import new_run
-from tests.reports import HOSTILE, RUNS, Page, hostile_run, page_of, strings_in
+from tests.reports import (
+    HOSTILE,
+    INTERVAL,
+    RUNS,
+    Page,
+    bare_claims,
+    compares,
+    has_all,
+    hostile_run,
+    page_of,
+    strings_in,
+)
 from tokred.analysis.figures import draw_all
 from tokred.analysis.front import accuracies_drawn
 from tokred.analysis.look import MARKERS, UNREDUCED
 from tokred.analysis.report import write_report
 from tokred.analysis.report.chart import SHAPES, chart_of, scripts
 from tokred.analysis.report.content import content_of
+from tokred.analysis.report.how import OF_ONE_RUN
 from tokred.analysis.report.page import MOST_SVG, picture
 from tokred.analysis.rows import rows, write_csv
 from tokred.analysis.table import print_table
 from tokred.record import Store
 from tokred.sweeps.cli import main
 from tokred.terminal import plain
-
-COMPARATIVE = re.compile(r"\b(better|best|beats?|wins?|winners?|outperforms?|superior|worse)\b", re.IGNORECASE)
-DIRECTION = re.compile(r"\((?:higher|lower) is better\)")  # of an axis, not of a method
-INTERVAL = re.compile(r"\[[+-]?\d+(\.\d+)?, [+-]?\d+(\.\d+)?\]")
-
-
-def has_all(sentence: str) -> bool:
-    """An interval, n, and the number of comparisons."""
-    counted = re.search(r"Holm over \d+ comparisons|the only comparison", sentence)
-    return bool(INTERVAL.search(sentence) and re.search(r"\bn = \d", sentence) and counted)
-
-
-def compares(text: str) -> bool:
-    return bool(COMPARATIVE.search(DIRECTION.sub("", text)))
-
-
-def bare_claims(page: Page) -> list[str]:
-    """What says that one is better, without all that it rests on."""
-    found = [text for text in [*page.texts, *strings_in(page.data)] if compares(text) and not has_all(text)]
-    for row in page.rows:
-        whole = INTERVAL.search(" ".join(row.values())) and row.get("n") and row.get("comparisons")
-        found += [str(row)] if compares(" ".join(row.values())) and not whole else []
-    return found
 
 
 @pytest.fixture(scope="module", params=RUNS)
@@ -76,6 +65,11 @@ def test_no_sentence_or_row_claims_without_interval_n_and_number_of_comparisons(
 def test_what_explains_how_to_read_names_no_method(run):
     page, labels = page_of(run.folder / "report.html"), {row.method for row in rows(run)} - {"none"}
     assert [text for text in page.explained if any(re.search(rf"\b{label}\b", text) for label in labels)] == []
+
+
+def test_page_and_markdown_tell_alike_how_to_read_them(run):
+    page, lines = html.unescape((run.folder / "report.html").read_text()), (run.folder / "report.md").read_text()
+    assert all(term.meaning in page and term.meaning in lines.replace("\\", "") for term in OF_ONE_RUN)
 
 
 @pytest.mark.parametrize("name", ["report.md", "tables/claims.md", "tables/results.md"])
