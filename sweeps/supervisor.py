@@ -19,7 +19,7 @@ from multiprocessing import connection
 from pathlib import Path
 
 import tokred
-from tokred.open_files import how_it_ended, opened_in
+from tokred.open_files import Died, end_like, how_it_ended, opened_in
 from tokred.sweeps.watch import Death, Orders, Task, Watch
 
 Run = Callable[[Sequence[str], Watch], int]  # the words, and whom to tell; gives the exit code
@@ -188,6 +188,10 @@ def _work(words: list[str], orders: Orders, told: connection.Connection, run: Ru
     code = 1
     try:
         code = run(words, Watch(orders, told.send))
+    except Died as other:
+        sys.stdout.flush()
+        assert orders.open_files is not None
+        end_like(other, orders.open_files)
     except Exception:  # a mistake of tokred's own
         traceback.print_exc()
     sys.stdout.flush()

@@ -6,8 +6,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokred.open_files import OpenFiles
+from tokred.open_files import Died, OpenFiles
 from tokred.sweeps.watch import Task, Watch
+
+
+def fail_with_another() -> None:
+    """As where a method crashes one of the processes that share a pass."""
+    raise Died(os.getpid() + 1, -signal.SIGSEGV)
+
 
 ACTS = {
     "fine": lambda: None,
@@ -15,6 +21,7 @@ ACTS = {
     "leaves": lambda: os._exit(0),
     "exits": lambda: exit(3),
     "hangs": lambda: time.sleep(600),
+    "another": fail_with_another,
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
 }
 

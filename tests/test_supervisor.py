@@ -22,6 +22,7 @@ def test_the_code_is_that_of_the_sweep(tmp_path):
 
 ENDS = {
     "crashes": "crashed: crashed its process (SIGSEGV)",
+    "another": "crashed: crashed its process (SIGSEGV)",
     "leaves": "crashed: ended its process, with exit code 0",
     "exits": "crashed: ended its process, with exit code 3",
     "hangs": "timeout: gave no sign of progress for 0.5 s (timeout=0.5)",
