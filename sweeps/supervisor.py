@@ -20,7 +20,7 @@ from pathlib import Path
 
 import tokred
 from tokred.open_files import Died, end_like, how_it_ended, opened_in
-from tokred.sweeps.watch import Death, Orders, Task, Watch
+from tokred.sweeps.watch import IN_A_ROW, Death, Orders, Task, Watch
 
 Run = Callable[[Sequence[str], Watch], int]  # the words, and whom to tell; gives the exit code
 PRELOADED = [
@@ -46,10 +46,11 @@ def supervised(words: Sequence[str], run: Run) -> int:
             return ended
         if sys.stdout.isatty():
             print(SHOW_CURSOR, end="", flush=True)
-        if worker.task.what not in ("pass", "trace", "timing", "log"):
-            print(f"error: the process of the sweep {ended.reason}, in {worker.task.what}", file=sys.stderr)
-            return 4 if worker.task.what == "planning" else 3
         orders = worker.orders.after(worker.task, ended, worker.file)
+        if orders.apart == IN_A_ROW:
+            where = f"in {worker.task.what}, {IN_A_ROW} times in a row"
+            print(f"error: the process of the sweep {ended.reason}, {where}", file=sys.stderr)
+            return 4 if worker.task.what == "planning" else 3
 
 
 class _Worker:

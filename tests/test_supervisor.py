@@ -4,6 +4,7 @@ import pytest
 
 from tests import fragile
 from tokred.sweeps.supervisor import supervised
+from tokred.sweeps.watch import IN_A_ROW, Death, Orders, Task
 
 
 class Ran:
@@ -71,7 +72,20 @@ def test_what_breaks_after_the_cells_is_left_out_and_said(tmp_path):
 
 def test_a_sweep_that_breaks_before_its_first_cell_ends_in_one_line(tmp_path, capsys):
     assert supervised([str(tmp_path), "1", "planning"], fragile.run) == 4
-    assert capsys.readouterr().err == "error: the process of the sweep crashed its process (SIGSEGV), in planning\n"
+    said = "error: the process of the sweep crashed its process (SIGSEGV), in planning, 3 times in a row\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_process_that_is_killed_between_two_cells_is_followed_by_another(tmp_path):
+    cells = [f"fine-{number}-killed" for number in range(2 * IN_A_ROW)]
+    ran = Ran(tmp_path, *cells, size=1)
+    assert ran.code == 0 and len(ran.ends) == len(ran.passes) == len(cells)
+
+
+def test_a_sweep_that_died_while_it_planned_begins_anew_and_one_with_a_plan_goes_on():
+    died = Death("killed", "was killed")
+    planning = Orders().after(Task("planning"), died)
+    assert not planning.again and planning.after(Task("between two cells"), died).again
 
 
 FILES = {
