@@ -229,7 +229,9 @@ def _sweep(words: Sequence[str], watch: Watch) -> int:
     _show(store, console)
     if tally.failed and config.retry is None:
         _say(console, f"{tally.failed} cells failed; they are tried again with retry=failed")
-    if tally.failed:
+    if tally.missing:
+        _say(console, f"{tally.missing} cells have no record: another sweep tries them again, or set them aside")
+    if tally.failed or tally.missing:
         return 4 if tally.done == 0 else 3
     return 0
 

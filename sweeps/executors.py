@@ -59,9 +59,13 @@ class Local(Executor):
         return self._num
 
     def start(self, work: Work) -> Handle:
+        return _Process(work, own_environment() | self._threads(work) | self._gpu(work))
+
+    def _threads(self, work: Work) -> dict[str, str]:
+        """As the user has it; one that is alone takes as many as a sweep in one process."""
         share = max(1, (os.cpu_count() or 1) // work.total)
-        cpus = self._cpus or os.environ.get("OMP_NUM_THREADS", share)  # as the user has it
-        return _Process(work, own_environment() | {"OMP_NUM_THREADS": str(cpus)} | self._gpu(work))
+        cpus = self._cpus or os.environ.get("OMP_NUM_THREADS", share)
+        return {"OMP_NUM_THREADS": str(cpus)} if self._cpus or work.total > 1 else {}
 
     def _gpu(self, work: Work) -> dict[str, str]:
         if self._device == "cpu" or not torch.cuda.is_available():

@@ -58,9 +58,9 @@ def _guarded_join(work: Work, words: Sequence[str], watch: Watch) -> int:
 
 
 def join(work: Work, words: Sequence[str], watch: Watch) -> int:
-    """Runs a part of the plan that is in the run folder. Raises ValueError where this process would plan other cells."""
+    """Runs a part of the plan that the sweep was started with. Raises ValueError where this process would plan other cells."""
     from tokred.data import create_data
-    from tokred.record import Store
+    from tokred.record import Store, key_of
     from tokred.sweeps.config import read_config
     from tokred.sweeps.plan import make_plan
     from tokred.sweeps.run import run_part
@@ -71,9 +71,9 @@ def join(work: Work, words: Sequence[str], watch: Watch) -> int:
     data, store = create_data(**config.data), Store(work.folder)
     data.open_files = OpenFiles(watch.orders.open_files, watch.orders.refused)
     plan = make_plan(config, data)
-    if [cell.key for group in plan for cell in group.cells] != store.plan()["keys"]:
+    if key_of([cell.key for group in plan for cell in group.cells]) != work.plan:
         raise ValueError(
-            "it plans other cells than the sweep: tokred, a plugin, weights or data are others where it runs"
+            "it plans other cells than the sweep: tokred, a plugin, weights or data are others where it runs, or by now"
         )
     run_part(plan, config, data, store, Console(width=200), watch, work)
     return 0
