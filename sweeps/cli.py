@@ -17,7 +17,7 @@ from rich.console import Console
 from tokred.open_files import OpenFiles
 from tokred.registry import BACKBONES, METHODS, Registry, load_file
 from tokred.sweeps.streams import CLOSED_PIPE, drop_output, open_streams, printer, tell
-from tokred.sweeps.supervisor import supervised
+from tokred.sweeps.supervisor import end_server, supervised
 from tokred.sweeps.watch import Watch
 from tokred.terminal import plain
 
@@ -147,7 +147,10 @@ def watched_sweep(words: Sequence[str]) -> int:
     """``python sweep.py``: ``sweep`` in a process of its own, which may break."""
     if any(word in ("--help", "-h") for word in words):
         return guarded(_help)
-    return guarded(lambda: supervised(words, sweep), goes_on=True)
+    try:
+        return guarded(lambda: supervised(words, sweep), goes_on=True)
+    finally:
+        end_server()
 
 
 def sweep(words: Sequence[str], watch: Watch | None = None) -> int:

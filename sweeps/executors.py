@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,9 +20,10 @@ from tokred.sealed import write_whole
 from tokred.sweeps.config import SweepConfig
 from tokred.sweeps.spread import End, Executor, Handle, Work
 from tokred.sweeps.supervisor import own_environment
-from tokred.sweeps.work import last_line, started
+from tokred.sweeps.work import end, last_line, started
 
 SLURM_MINUTES = 240  # a job that the clock ends is followed by another
+LEAVES_S = 5.0  # for a process to leave
 QUEUE_S = 30.0  # between two looks at the queue; as long may a file take to be seen from another machine
 
 
@@ -85,7 +87,12 @@ class _Process(Handle):
         return None if code is None else _end(code, self._work)
 
     def kill(self) -> None:
-        self._process.kill()
+        """It leaves by itself when its input ends; what then is still there of its group has no time."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(LEAVES_S)
+        end(self._process.pid)
         self._process.wait()
 
 

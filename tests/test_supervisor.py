@@ -1,8 +1,13 @@
 """A sweep whose processes crash, hang, leave and are killed: each cell ends as its own does, and the sweep goes on."""
 
+import os
+import signal
+from types import SimpleNamespace
+
 import pytest
 
 from tests import fragile
+from tokred.sweeps import supervisor
 from tokred.sweeps.supervisor import supervised
 from tokred.sweeps.watch import IN_A_ROW, Death, Orders, Task
 
@@ -68,6 +73,20 @@ def test_what_breaks_after_the_cells_is_left_out_and_said(tmp_path):
     ran = Ran(tmp_path, "crashes-later", "fine-later")
     assert ran.code == 0 and set(ran.ends.values()) == {"done"}
     assert (tmp_path / "said").read_text() == "crashed its process (SIGSEGV)"
+
+
+def test_what_is_there_only_while_a_sweep_runs_goes_with_its_supervisor(tmp_path, monkeypatch):
+    ended = []
+    monkeypatch.setattr(supervisor.multiprocessing, "parent_process", lambda: SimpleNamespace(sentinel=None))
+    monkeypatch.setattr(supervisor.connection, "wait", lambda _: None)
+    monkeypatch.setattr(supervisor.os, "killpg", lambda *given: ended.append(given))
+    monkeypatch.setattr(supervisor.os, "_exit", lambda code: None)
+    monkeypatch.setattr(supervisor.tempfile, "tempdir", str(tmp_path))
+    for name in ("tokred-open", f"tokred-of-{os.getpid()}-a", f"tokred-of-{os.getpid()}0-b"):
+        (tmp_path / name).mkdir()
+    supervisor._end_with_supervisor(tmp_path / "tokred-open")
+    assert [path.name for path in tmp_path.iterdir()] == [f"tokred-of-{os.getpid()}0-b"]
+    assert ended == [(0, signal.SIGKILL)]
 
 
 def test_a_sweep_that_breaks_before_its_first_cell_ends_in_one_line(tmp_path, capsys):

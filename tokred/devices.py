@@ -79,7 +79,7 @@ def led(num: int, follow: Follow, *arguments: Any) -> Iterator[Peers]:
     """``num - 1`` followers that run ``follow(*arguments, peers)`` meanwhile. Where one of them is why the leader cannot go on,
     raises RuntimeError with what went wrong in it, or Died where its process ended over it."""
     content = pickle.dumps((follow, arguments))  # here, as bytes: else tensors would be shared through /dev/shm
-    with tempfile.TemporaryDirectory(prefix="tokred-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"tokred-of-{os.getpid()}-") as folder:
         followers = [_Follower(content, Peers(rank, num), folder) for rank in range(1, num)]
         try:
             for follower in followers:  # one that does not get as far would be waited for in the group
