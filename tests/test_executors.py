@@ -214,6 +214,27 @@ def test_what_no_node_of_a_ray_cluster_has_is_not_waited_for():
         Ray(read_config(["executor=ray", "resources.cpus=5", "processes=1"]), Rays()).num_processes()
 
 
+class NoRay:
+    """It cannot be reached at first, or no longer."""
+
+    is_initialized = staticmethod(lambda: False)
+
+    def __getattr__(self, name):
+        def fail(*_, **__):
+            raise ConnectionError("no address\n  and advice " + "x" * 1000)
+
+        return fail
+
+
+def test_a_ray_that_is_not_there_is_one_line():
+    ray = Ray(read_config(["executor=ray"]), NoRay())
+    with pytest.raises(ValueError, match=r"^Ray cannot be reached, nor started: no address and advice \.\.\.$"):
+        ray.__enter__()
+    for ask in (ray.num_processes, lambda: ray.start(WORK)):
+        with pytest.raises(ValueError, match=r"^the connection to Ray is lost: no address"):
+            ask()
+
+
 @pytest.mark.parametrize(
     ("threads", "words", "given"), [("3", [], "3"), ("3", ["resources.cpus=2"], "2"), (None, [], "4")]
 )
