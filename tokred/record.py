@@ -11,6 +11,7 @@ Timings are apart, in files of their own: they belong to a machine and a moment.
     RUN/timings/NAME.json             one interleaved measurement
     RUN/damaged/                      files that were no longer what was written; their cells were run again
     RUN/claims/                       which process works on what (``tokred.sweeps.claims``)
+    RUN/drawn.json                    what its figures and its report were made of (``tokred.analysis.unchanged``)
 """
 
 import hashlib
@@ -36,6 +37,7 @@ STATUSES = ("done", "refused", "failed", "invalid")
 MOST_RUN_BYTES = 4 * 2**30  # of arrays, unpacked, that are read of a run; 50,000 samples of 3,500 cells
 LOGS = ("logs", "logs/csv", "logs/tensorboard", "logs/logged", "logs/slurm")  # W&B has links of its own in logs/wandb
 PARTS = ("cells", "timings", "claims", "damaged", "figures", "tables", "logs/wandb", *LOGS)
+DRAWN = "drawn.json"
 MOST_LAYERS = 10_000  # of a model; figures and tables take time for each
 LEFTOVER_S = 3600.0  # nobody takes as long to write a file: what has a temporary name since then is left of a crash
 
@@ -273,7 +275,7 @@ class Store:
 def _check_plain(folder: Path) -> None:
     """Links, and pipes that would be waited for for ever, are refused where the store reads or writes. The folder itself and what
     is above it may be links."""
-    for place in (folder / part for part in ("plan.json", *PARTS)):
+    for place in (folder / part for part in ("plan.json", DRAWN, *PARTS)):
         if place.is_symlink():
             raise ValueError(
                 f"{place} is a link, and none in a run folder is followed; put what it leads to in its place"
