@@ -131,7 +131,7 @@ def draw_all(store: Store, folder: str | Path | None = None) -> list[Drawn]:
     """
     folder = store.folder / FOLDER if folder is None else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    store = _ReadOnce(store.folder)
+    store = _ReadOnce(store)
     found, timed = rows(store), speeds(store)
     paths = [
         *save_pareto(found, folder, accuracies_drawn(store)),
@@ -145,8 +145,9 @@ def draw_all(store: Store, folder: str | Path | None = None) -> list[Drawn]:
 class _ReadOnce(Store):
     """Many figures are drawn from the same records."""
 
-    def __init__(self, folder: Path):
-        super().__init__(folder)
+    def __init__(self, store: Store):
+        super().__init__(store.folder)
+        self.keep_to(store.plan())
         self.get = cache(super().get)  # type: ignore[method-assign]
         self.predictions = lru_cache(HELD)(super().predictions)  # type: ignore[method-assign]
 

@@ -15,6 +15,7 @@ from tokred.calibration import BudgetMissed, Calibration, calibrated
 from tokred.cost import Cost, mean
 from tokred.lit import EvaluationData, autocast, evaluate, finish
 from tokred.memory import ran_out
+from tokred.open_files import Died
 from tokred.record import Record, Store, key_of, wilson
 from tokred.sweeps.calibration import CalibrationSamples
 from tokred.sweeps.conditions import conditions_of, device_of
@@ -111,6 +112,8 @@ def _evaluate(evaluations: list[Evaluation], bench: Bench, on_batch: Callable[[]
             precision=config.precision,
             devices=config.devices,
         )
+    except Died:  # one of its cells has broken another process: as if it had been this one
+        raise
     except Exception as error:  # of the data, or of Lightning: no cell of the pass can go on
         for evaluation in evaluations:
             if evaluation.failed is None:

@@ -7,6 +7,7 @@ process can create; so nobody has to delete what another may have just taken.
     RUN/claims/NAME.0, NAME.1, ...    the last one counts
 """
 
+import itertools
 import json
 import os
 import platform
@@ -20,8 +21,10 @@ from pathlib import Path
 from typing import Self
 
 RENEWED_S = 10.0
+MOST_BYTES = 4096  # of a claim, which takes some 150
 STALE_S = 60.0  # not renewed for as long: of another machine that is gone, or stopped
 POLL_S = 0.5
+SWEEP = "sweep"  # begins the claims of whole sweeps, which have no piece of work
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,10 @@ class Claims:
                 self._held[name] = path
         return True
 
+    def take_first(self, stem: str) -> int:
+        """The first number of which nobody else has STEM-NUMBER."""
+        return next(number for number in itertools.count() if self.take(f"{stem}-{number}"))
+
     def holds(self, name: str) -> bool:
         return name in self._held
 
@@ -102,11 +109,9 @@ class Claims:
 
     def _is_stale(self, path: Path) -> bool:
         try:
-            with open(path) as file:  # opened anew: on network file systems that asks the server
-                renewed, text = os.fstat(file.fileno()).st_mtime, file.read()
+            owner, renewed = _read(path)
         except FileNotFoundError:
             return False  # released just now: the next try finds it free
-        owner = _owner(text)
         if owner is not None and owner.is_gone:
             return True
         known, since = self._seen.setdefault(path, (renewed, time.monotonic()))
@@ -123,14 +128,14 @@ class Claims:
 
 
 def claimed(folder: Path) -> set[str]:
-    """The names of what processes work on now, as far as can be seen from here without waiting."""
+    """The names of what processes have now, as far as can be seen from here without waiting."""
     found = set()
     for path in (folder / "claims").glob("*"):
         try:
-            owner, age = _owner(path.read_text()), time.time() - path.stat().st_mtime
+            owner, renewed = _read(path)
         except FileNotFoundError:
             continue
-        if age < STALE_S and (owner is None or not owner.is_gone):
+        if time.time() - renewed < STALE_S and (owner is None or not owner.is_gone):
             found.add(path.name.rpartition(".")[0])
     return found
 
@@ -145,12 +150,23 @@ def _create(path: Path) -> bool:
     return True
 
 
-def _owner(text: str) -> Owner | None:
-    """None while it is being written, or where the machine stopped in between."""
-    try:
-        return Owner(**json.loads(text))
-    except (ValueError, TypeError):
+def _read(path: Path) -> tuple[Owner | None, float]:
+    """Whose it is, and when it was renewed."""
+    with open(path, "rb") as file:  # opened anew: on network file systems that asks the server
+        return _owner(file.read(MOST_BYTES + 1)), os.fstat(file.fileno()).st_mtime
+
+
+def _owner(content: bytes) -> Owner | None:
+    """None while it is being written, where the machine stopped in between, and where it is no claim: anybody may have put it
+    there."""
+    if len(content) > MOST_BYTES:
         return None
+    try:
+        owner = Owner(**json.loads(content))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    is_one = isinstance(owner.place, str) and isinstance(owner.began, str) and type(owner.pid) is int
+    return owner if is_one and 0 < owner.pid < 2**31 else None
 
 
 @cache

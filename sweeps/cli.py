@@ -17,7 +17,7 @@ from rich.console import Console
 from tokred.open_files import OpenFiles
 from tokred.registry import BACKBONES, METHODS, Registry, load_file
 from tokred.sweeps.streams import CLOSED_PIPE, drop_output, open_streams, printer, tell
-from tokred.sweeps.supervisor import supervised
+from tokred.sweeps.supervisor import end_server, supervised
 from tokred.sweeps.watch import Watch
 from tokred.terminal import plain
 
@@ -147,7 +147,10 @@ def watched_sweep(words: Sequence[str]) -> int:
     """``python sweep.py``: ``sweep`` in a process of its own, which may break."""
     if any(word in ("--help", "-h") for word in words):
         return guarded(_help)
-    return guarded(lambda: supervised(words, sweep), goes_on=True)
+    try:
+        return guarded(lambda: supervised(words, sweep), goes_on=True)
+    finally:
+        end_server()
 
 
 def sweep(words: Sequence[str], watch: Watch | None = None) -> int:
@@ -229,7 +232,9 @@ def _sweep(words: Sequence[str], watch: Watch) -> int:
     _show(store, console)
     if tally.failed and config.retry is None:
         _say(console, f"{tally.failed} cells failed; they are tried again with retry=failed")
-    if tally.failed:
+    if tally.missing:
+        _say(console, f"{tally.missing} cells have no record: another sweep tries them again, or set them aside")
+    if tally.failed or tally.missing:
         return 4 if tally.done == 0 else 3
     return 0
 
@@ -304,8 +309,7 @@ def _profile(words: Sequence[str]) -> int:
 
 
 def _show(store, console: Console) -> None:
-    from tokred.analysis.figures import draw_all
-    from tokred.analysis.report import write_report
+    from tokred.analysis.figures import FOLDER
     from tokred.analysis.rows import rows, write_csv
     from tokred.analysis.speeds import speeds
     from tokred.analysis.table import print_left_out, print_metrics, print_table
@@ -320,12 +324,28 @@ def _show(store, console: Console) -> None:
         written.append(write_csv(every, store.folder / "metrics.csv"))
     if timed:
         written.append(write_csv(timed, store.folder / "timings.csv"))
-    drawn = draw_all(store)
+    has_results = any(row.status == "done" for row in found)
+    num_figures = _draw(store, has_results=has_results)
     _say(console, "written: " + ", ".join(str(path) for path in written))
-    if drawn:
-        _say(console, f"figures: {len(drawn)} in {drawn[0].svg.parent}, each as svg, png and the csv that was drawn")
-    if any(row.status == "done" for row in found):
-        _say(console, f"report: {write_report(store, drawn)}")
+    if num_figures:
+        _say(console, f"figures: {num_figures} in {store.folder / FOLDER}, each as svg, png and the csv that was drawn")
+    if has_results:
+        _say(console, f"report: {store.folder / 'report.html'}")
+
+
+def _draw(store: "Store", *, has_results: bool) -> int:
+    """How many figures there are. They are drawn, with the report of results, where those that are there are not of the same."""
+    from tokred.analysis.figures import draw_all
+    from tokred.analysis.report import write_report
+    from tokred.analysis.unchanged import drawn_from, note_drawn, num_drawn
+
+    if (num := num_drawn(store, source := drawn_from(store))) is not None:
+        return num
+    drawn = draw_all(store)
+    if has_results:
+        write_report(store, drawn)
+    note_drawn(store, source, len(drawn))
+    return len(drawn)
 
 
 def _report(words: Sequence[str]) -> int:

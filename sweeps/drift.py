@@ -57,7 +57,12 @@ def words_again(store: Store, now: Sequence[str]) -> list[str]:
     A run folder may have come from somebody else. So those of its words that would have a plugin run, a file be read, the hub
     asked or a large model be built count only where the user says them: raises ValueError that names them.
     """
-    before = store.plan().get("words", [])
+    before = store.plan().get("words", [] if now else None)
+    if before is None:
+        raise ValueError(
+            f"{store.folder / 'plan.json'} is of an earlier version, which did not keep the words of its sweep; add them, as "
+            f"tokred drift {shlex.quote(str(store.folder))} 'methods=[tome]'"
+        )
     if not isinstance(before, list) or not all(isinstance(word, str) for word in before) or len(before) > 1000:
         raise ValueError(f"{store.folder / 'plan.json'} does not hold the words of a sweep; run the sweep again")
     said = {_key(word) for word in now} | {"out"}

@@ -9,7 +9,10 @@ import logging
 import os
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from textwrap import shorten
 from types import ModuleType
 from typing import Any
 
@@ -19,9 +22,11 @@ from tokred.sealed import write_whole
 from tokred.sweeps.config import SweepConfig
 from tokred.sweeps.spread import End, Executor, Handle, Work
 from tokred.sweeps.supervisor import own_environment
-from tokred.sweeps.work import last_line, started
+from tokred.sweeps.work import end, last_line, started
 
+LOST = "the connection to Ray is lost"
 SLURM_MINUTES = 240  # a job that the clock ends is followed by another
+LEAVES_S = 5.0  # for a process to leave
 QUEUE_S = 30.0  # between two looks at the queue; as long may a file take to be seen from another machine
 
 
@@ -59,9 +64,13 @@ class Local(Executor):
         return self._num
 
     def start(self, work: Work) -> Handle:
+        return _Process(work, own_environment() | self._threads(work) | self._gpu(work))
+
+    def _threads(self, work: Work) -> dict[str, str]:
+        """As the user has it; one that is alone takes as many as a sweep in one process."""
         share = max(1, (os.cpu_count() or 1) // work.total)
-        cpus = self._cpus or os.environ.get("OMP_NUM_THREADS", share)  # as the user has it
-        return _Process(work, own_environment() | {"OMP_NUM_THREADS": str(cpus)} | self._gpu(work))
+        cpus = self._cpus or os.environ.get("OMP_NUM_THREADS", share)
+        return {"OMP_NUM_THREADS": str(cpus)} if self._cpus or work.total > 1 else {}
 
     def _gpu(self, work: Work) -> dict[str, str]:
         if self._device == "cpu" or not torch.cuda.is_available():
@@ -81,7 +90,12 @@ class _Process(Handle):
         return None if code is None else _end(code, self._work)
 
     def kill(self) -> None:
-        self._process.kill()
+        """It leaves by itself when its input ends; what then is still there of its group has no time."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(LEAVES_S)
+        end(self._process.pid)
         self._process.wait()
 
 
@@ -95,7 +109,8 @@ class Ray(Executor):
         ours = {name: own_environment()[name] for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
         self._is_ours = not self._ray.is_initialized()
         if self._is_ours:
-            self._ray.init(runtime_env={"env_vars": ours}, log_to_driver=False, logging_level=logging.ERROR)
+            with _in_one_line("Ray cannot be reached, nor started"):
+                self._ray.init(runtime_env={"env_vars": ours}, log_to_driver=False, logging_level=logging.ERROR)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,9 +119,10 @@ class Ray(Executor):
 
     def num_processes(self) -> int:
         """As many as the nodes of the cluster have room for, where it is not said. Raises ValueError where none has."""
-        asked = self._asked()
+        with _in_one_line(LOST):
+            asked = self._asked()
+            nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         wanted = {"CPU": asked["num_cpus"], "GPU": asked["num_gpus"], "memory": asked.get("memory", 0)}
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         fits = sum(min(int(node.get(name, 0) / amount) for name, amount in wanted.items() if amount) for node in nodes)
         if not fits:
             each = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
@@ -114,7 +130,8 @@ class Ray(Executor):
         return self._config.processes or fits
 
     def start(self, work: Work) -> Handle:
-        return _Actor(self._ray, self._ray.remote(**self._asked())(_Worker).remote(), work)
+        with _in_one_line(LOST):
+            return _Actor(self._ray, self._ray.remote(**self._asked())(_Worker).remote(), work)
 
     def _asked(self) -> dict[str, Any]:
         asked, has_gpus = self._config.resources, self._ray.cluster_resources().get("GPU", 0) > 0
@@ -143,17 +160,29 @@ class _Actor(Handle):
         self._ray, self._actor, self._work, self._code = ray, actor, work, actor.run.remote(work)
 
     def ended(self) -> End | None:
-        if not self._ray.wait([self._code], timeout=0)[0]:
-            return None
-        try:
-            return _end(self._ray.get(self._code), self._work)
-        except self._ray.exceptions.RayTaskError as error:  # raised by us
-            return End(error=str(error.cause))
-        except self._ray.exceptions.RayError as error:
-            return End(lost=f"was lost by Ray ({type(error).__name__})")
+        with _in_one_line(LOST):
+            if not self._ray.wait([self._code], timeout=0)[0]:
+                return None
+            try:
+                return _end(self._ray.get(self._code), self._work)
+            except self._ray.exceptions.RayTaskError as error:  # raised by us
+                return End(error=str(error.cause))
+            except self._ray.exceptions.RayError as error:
+                return End(lost=f"was lost by Ray ({type(error).__name__})")
 
     def kill(self) -> None:
-        self._ray.kill(self._actor)
+        with suppress(Exception):  # where Ray is lost its processes end by themselves
+            self._ray.kill(self._actor)
+
+
+@contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """What Ray raises beside its own errors, of many kinds and with much advice, as ValueError."""
+    try:
+        yield
+    except Exception as error:
+        said = shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
+        raise ValueError(f"{what}: {said}") from error
 
 
 class Slurm(Executor):

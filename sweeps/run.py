@@ -5,6 +5,7 @@ import math
 import os
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,11 +18,11 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from tokred.data import DataSource
 from tokred.lit import EvaluationData
-from tokred.record import Record, Store
+from tokred.record import Record, Store, key_of
 from tokred.sealed import write_json
 from tokred.sweeps import logs, tracing
 from tokred.sweeps.accuracy import Bench, Verdict, finished_model, next_pass, record_of, run_pass
-from tokred.sweeps.claims import POLL_S, Claims
+from tokred.sweeps.claims import POLL_S, SWEEP, Claims
 from tokred.sweeps.conditions import device_of
 from tokred.sweeps.config import SweepConfig
 from tokred.sweeps.executors import executor_of
@@ -42,6 +43,7 @@ class Tally:
     refused: int
     failed: int
     kept: int  # of all these, records that were there before
+    missing: int = 0  # without a record, as where another sweep tries them again
 
 
 @dataclass(frozen=True)
@@ -85,34 +87,53 @@ def run_plan(
     pass over the data are on disk before the next pass begins. Of several processes that run a plan in one folder each runs
     other cells; all end when all cells are there."""
     cells, watch = [cell for group in plan for cell in group.cells], watch or Watch()
-    if not watch.orders.again:
-        _begin(cells, config, store, words)
-    if config.executor == "local" and config.processes in (None, 1):
-        run_part(plan, config, data, store, console, watch)
-    else:
-        watch.phase("waiting for its processes")
-        _spread(cells, config, store, console, words)
-        with _quiet(), _progress(console) as progress, Claims(store.folder) as claims:
-            sweep = _Sweep(config, data, store, claims, watch, progress)
-            for group in plan:
-                _log(group, sweep)
-    statuses = [record.status for cell in cells if (record := store.get(cell.key)) is not None]
-    failed = statuses.count("failed") + statuses.count("invalid")
-    return Tally(statuses.count("done"), statuses.count("refused"), failed, store.plan()["kept"])
+    with Claims(store.folder) as claims:
+        number = claims.take_first(SWEEP)  # while no cell runs, others see by it that one may
+        _begin(cells, config, store, words, claims, again=watch.orders.again)
+        if config.executor == "local" and config.processes in (None, 1):
+            watch.phase("between two cells")
+            run_part(plan, config, data, store, console, watch)
+        else:
+            watch.phase("waiting for its processes")
+            _spread(plan, config, data, store, console, words, number)
+            with _quiet(), _progress(console) as progress:
+                sweep = _Sweep(config, data, store, claims, watch, progress)
+                for group in plan:
+                    _log(group, sweep)
+    statuses = Counter(record.status for cell in cells if (record := store.get(cell.key)) is not None)
+    failed, missing = statuses["failed"] + statuses["invalid"], len(cells) - statuses.total()
+    return Tally(statuses["done"], statuses["refused"], failed, store.plan()["kept"], missing)
 
 
-def _begin(cells: Sequence[Cell], config: SweepConfig, store: Store, words: Sequence[str]) -> None:
-    """Forgets what is to be tried again, and writes the plan."""
-    for cell in cells:
-        if (record := store.get(cell.key)) is not None and _is_tried_again(record, config):
-            store.forget(cell.key)
+def _begin(
+    cells: Sequence[Cell], config: SweepConfig, store: Store, words: Sequence[str], claims: Claims, *, again: bool
+) -> None:
+    """Forgets what is to be tried again, and writes the plan; ``again``: where a worker before this one has not."""
     keys = [cell.key for cell in cells]
     plan = {"keys": keys, "timings": config.timing.measurements, "words": list(words), "started": time.time()}
-    write_json(store.folder / "plan.json", plan | {"kept": sum(map(store.has, keys))})
+    if again:
+        there = store.plan()  # by now maybe another sweep's
+        store.keep_to(there if there["keys"] == keys else plan | {"kept": 0})
+        return
+    for key in keys:
+        _forget(key, config, store, claims)
+    store.keep_to(plan | {"kept": sum(map(store.has, keys))})
+    write_json(store.folder / "plan.json", store.plan())
 
 
-def _is_tried_again(record: Record, config: SweepConfig) -> bool:
+def _forget(key: str, config: SweepConfig, store: Store, claims: Claims) -> None:
+    """A record that is to be tried again. Where another process has the cell, that one is about to write it anew."""
+    if not _is_tried_again(store.get(key), config) or not claims.take(key):
+        return
+    if _is_tried_again(store.get(key), config):  # nobody has done so meanwhile
+        store.forget(key)
+    claims.release(key)
+
+
+def _is_tried_again(record: Record | None, config: SweepConfig) -> bool:
     """What was killed from outside always: that was not its own doing, or with more memory it may be otherwise."""
+    if record is None:
+        return False
     asked = config.retry == "failed" and record.status in ("failed", "invalid")
     return asked or (record.status == "failed" and record.kind == "killed")
 
@@ -144,12 +165,24 @@ def run_part(
             groups = waiting
 
 
-def _spread(cells: Sequence[Cell], config: SweepConfig, store: Store, console: Console, words: Sequence[str]) -> None:
-    keys = [cell.key for cell in cells]
-    whole = Work(words_of(words), str(store.folder.resolve()), os.getcwd(), "cells")
+def _spread(
+    plan: Sequence[Group],
+    config: SweepConfig,
+    data: DataSource,
+    store: Store,
+    console: Console,
+    words: Sequence[str],
+    number: int,
+) -> None:
+    """Over processes, of which none is started for a part that has nothing open."""
+    parts = [part for part in ("cells", "timings") if _is_open(part, plan, config, data, store)]
+    if not parts:
+        return
+    keys = [cell.key for group in plan for cell in group.cells]
+    whole = Work(words_of(words), str(store.folder.resolve()), os.getcwd(), parts[0], key_of(keys), number)
     with _quiet(), _progress(console) as progress, executor_of(config) as executor:
         say = partial(progress.console.print, **AS_IT_IS)
-        num = min(executor.num_processes(), len(keys))
+        num = min(executor.num_processes(), len(keys)) if parts[0] == "cells" else 1
         say(
             f"{num} {'process' if num == 1 else 'processes'} ({config.executor}); what they say is in {store.folder}/logs"
         )
@@ -158,22 +191,25 @@ def _spread(cells: Sequence[Cell], config: SweepConfig, store: Store, console: C
         def look() -> None:
             progress.update(bar, completed=sum(map(store.has, keys)))
 
-        spread(executor, whole, num, store, say, look)
-        if config.timing.measurements:
-            progress.update(bar, description="speed")
-            spread(executor, replace(whole, part="timings"), 1, store, say, look)
-    if missing := sum(not store.has(key) for key in keys):
-        raise ValueError(f"{missing} cells were not run; what the processes say of it is in {store.folder}/logs")
+        for part in parts:
+            progress.update(bar, description="speed" if part == "timings" else part)
+            spread(executor, replace(whole, part=part), num if part == "cells" else 1, store, say, look)
+
+
+def _is_open(part: str, plan: Sequence[Group], config: SweepConfig, data: DataSource, store: Store) -> bool:
+    """Whether there is something to do in a part. What is timed depends on the machine, which is known of this one alone."""
+    if part == "timings" and not config.timing.measurements:
+        return False
+    if part == "timings" and (config.executor != "local" or config.resources.cpus):
+        return True
+    return not all(_is_over(group, part, config, data, store) for group in plan)
 
 
 def _run_group(group: Group, sweep: _Sweep, title: str, *, waits: bool) -> bool:
     """Whether it is over; not where it ``waits`` for nobody and others have the last cells."""
     config, store = sweep.config, sweep.store
-    if all(store.has(cell.key) for cell in group.cells):
-        asked = tracing.wanted(group, sweep.data, store, config.traces)
-        has_all = sweep.part == "timings" or not tracing.untraced(group, asked, store)
-        if has_all and (sweep.part == "cells" or not open_measurements(group, config, store)):
-            return True
+    if _is_over(group, sweep.part, config, sweep.data, store):
+        return True
     backbone = build_backbone(config, sweep.data, group.backbone, group.weights).to(device_of(config))
     samples = EvaluationData(sweep.data, backbone, batch_size=config.batch_size, num_workers=config.workers)
     own = replace(config, cells_per_pass=sweep.share(len(group.cells)))
@@ -185,6 +221,14 @@ def _run_group(group: Group, sweep: _Sweep, title: str, *, waits: bool) -> bool:
     if sweep.part != "cells":
         _time(bench, sweep, title)
     return True
+
+
+def _is_over(group: Group, part: str | None, config: SweepConfig, data: DataSource, store: Store) -> bool:
+    if not all(store.has(cell.key) for cell in group.cells):
+        return False
+    if part != "timings" and tracing.untraced(group, tracing.wanted(group, data, store, config.traces), store):
+        return False
+    return part == "cells" or not open_measurements(group, config, store)
 
 
 def _run_cells(bench: Bench, sweep: _Sweep, title: str, *, waits: bool) -> bool:

@@ -22,18 +22,23 @@ TRIES = 3  # of a process that is lost, in a row without a cell finished in betw
 @dataclass(frozen=True)
 class Work:
     """What one process does: its part of the sweep, "cells" or "timings", as number ``index`` of ``total`` processes. ``place``:
-    the folder that paths in the words start from."""
+    the folder that paths in the words start from. ``plan``: the hash of the keys of its cells. ``sweep``: its number among those
+    that share the folder."""
 
     words: tuple[str, ...]
     folder: str
     place: str
     part: str
+    plan: str
+    sweep: int = 0
     index: int = 0
     total: int = 1
 
     @property
     def name(self) -> str:
-        return self.part if self.total == 1 else f"{self.part}-{self.index}"
+        """Its own among all that work in the folder."""
+        name = self.part if self.total == 1 else f"{self.part}-{self.index}"
+        return f"{name}-of-sweep-{self.sweep}" if self.sweep else name
 
     @property
     def log(self) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tokred.record import Record, Store
 from tokred.sealed import Damaged
-from tokred.sweeps.claims import claimed
+from tokred.sweeps.claims import SWEEP, claimed
 
 MOST_REASONS = 10  # it is to fit a screen
 
@@ -15,13 +15,15 @@ MOST_REASONS = 10  # it is to fit a screen
 @dataclass(frozen=True)
 class Status:
     """Of the latest plan. ``counts``: cells by status, damaged and running too; ``busy``: whether a process works on anything;
-    ``left_s``: an estimate from what it took so far, None without anything to go by. ``reasons``: of what failed, and how often.
+    ``begun``: whether a sweep is there that may be about to. ``left_s``: an estimate from what it took so far, None without
+    anything to go by. ``reasons``: of what failed, and how often.
     """
 
     num_cells: int
     counts: Counter[str]
     reasons: Counter[str]
     busy: bool
+    begun: bool
     left_s: float | None
 
     @property
@@ -41,7 +43,8 @@ def read_status(store: Store) -> Status:
     new = len(records) - plan.get("kept", 0)
     each_s = (time.time() - plan["started"]) / new if new > 0 and "started" in plan else None
     left_s = None if each_s is None or not counts["running"] else each_s * (len(found) - len(records))
-    return Status(len(found), counts, reasons, bool(names), left_s)
+    begun = {name for name in names if name.startswith(f"{SWEEP}-")}
+    return Status(len(found), counts, reasons, bool(names - begun), bool(begun), left_s)
 
 
 def lines(status: Status, store: Store) -> Iterator[str]:
@@ -55,6 +58,8 @@ def lines(status: Status, store: Store) -> Iterator[str]:
         yield f"about {_duration(status.left_s)} left for the accuracies"
     elif status.busy:
         yield "no cell of it is finished yet" if status.num_open else "traces or timings are being made"
+    elif status.begun:
+        yield "a sweep has begun: its processes start, or wait for their turn"
     elif status.num_open:
         yield "nothing runs; the same command goes on from here"
     for reason, n in status.reasons.most_common(MOST_REASONS):

@@ -7,6 +7,7 @@ finds its state in the run folder, and in its orders what the earlier ones died 
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -14,13 +15,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import connection
 from pathlib import Path
 
 import tokred
-from tokred.open_files import how_it_ended, opened_in
-from tokred.sweeps.watch import Death, Orders, Task, Watch
+from tokred.open_files import Died, end_like, how_it_ended, opened_in
+from tokred.sweeps.watch import IN_A_ROW, Death, Orders, Task, Watch
 
 Run = Callable[[Sequence[str], Watch], int]  # the words, and whom to tell; gives the exit code
 PRELOADED = [
@@ -33,7 +35,28 @@ SHOW_CURSOR = "\x1b[?25h"  # a bar hides it, and a process that is killed does n
 
 
 def supervised(words: Sequence[str], run: Run) -> int:
-    """The exit code of ``run(words, watch)``, which is a function that a new process finds by its name."""
+    """The exit code of ``run(words, watch)``, which is a function that a new process finds by its name. Once all that is left is
+    to leave, Ctrl+C is ignored."""
+    try:
+        return _supervised(words, run)
+    except KeyboardInterrupt:  # there is no worker, or it has no more time
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise
+
+
+def end_server() -> None:
+    """Ends at once what new processes are copied from, which else takes seconds to leave."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return
+    from multiprocessing import forkserver
+
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # nothing public says it
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _supervised(words: Sequence[str], run: Run) -> int:
     context, orders = _context(), Orders()
     while True:
         with tempfile.TemporaryDirectory(prefix="tokred-", ignore_cleanup_errors=True) as folder:
@@ -42,21 +65,23 @@ def supervised(words: Sequence[str], run: Run) -> int:
                 ended = worker.ended()
             finally:
                 worker.kill()
+                _remove_left_by(worker.pid)
         if isinstance(ended, int):
             return ended
         if sys.stdout.isatty():
             print(SHOW_CURSOR, end="", flush=True)
-        if worker.task.what not in ("pass", "trace", "timing", "log"):
-            print(f"error: the process of the sweep {ended.reason}, in {worker.task.what}", file=sys.stderr)
-            return 4 if worker.task.what == "planning" else 3
         orders = worker.orders.after(worker.task, ended, worker.file)
+        if orders.apart == IN_A_ROW:
+            where = f"in {worker.task.what}, {IN_A_ROW} times in a row"
+            print(f"error: the process of the sweep {ended.reason}, {where}", file=sys.stderr)
+            return 4 if worker.task.what == "planning" else 3
 
 
 class _Worker:
     """One process, and what it said last. ``file``: what it was reading when it died."""
 
     def __init__(self, context, words: Sequence[str], orders: Orders, run: Run):
-        self.task, self.orders, self._stops = Task("planning"), orders, 0
+        self.task, self.orders, self._is_asked = Task("planning"), orders, False
         self._code: int | None = None
         self.file: str | None = None
         self._heard = time.monotonic()
@@ -66,6 +91,10 @@ class _Worker:
             self._process.start()
         finally:
             told.close()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
 
     def ended(self) -> int | Death:
         """Waits for it: the code it ended with, or how it died."""
@@ -81,7 +110,11 @@ class _Worker:
                 connection.wait([self._told, self._process.sentinel], timeout=1.0)
                 self._listen()
             except KeyboardInterrupt:
-                self._stop()
+                if self._is_asked:
+                    raise
+                self._ask_to_stop()
+        if self._is_asked:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._process.join(GRACE_S)
         self.kill()  # and what it started
         self._listen()
@@ -115,13 +148,10 @@ class _Worker:
     def _is_silent(self) -> bool:
         return self.task.limit_s is not None and time.monotonic() - self._heard > self.task.limit_s
 
-    def _stop(self) -> None:
-        """Ctrl+C: it says itself how to go on; the second time it is not asked."""
-        self._stops += 1
-        if self._stops > 1:
-            self.kill()
-            self._code = 130
-        elif self._process.pid is not None:
+    def _ask_to_stop(self) -> None:
+        """At the first Ctrl+C: it says itself how to go on."""
+        self._is_asked = True
+        if self._process.pid is not None:
             os.kill(self._process.pid, signal.SIGINT)
 
     def _death(self) -> Death:
@@ -146,6 +176,12 @@ def _lives(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def _remove_left_by(pid: int | None) -> None:
+    """The folders of a process for what is there only while it is (``tokred.devices``)."""
+    for folder in Path(tempfile.gettempdir()).glob(f"tokred-of-{pid}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _context():
@@ -184,10 +220,16 @@ def _work(words: list[str], orders: Orders, told: connection.Connection, run: Ru
     if hasattr(os, "setpgrp"):
         os.setpgrp()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Thread(target=_end_with_supervisor, daemon=True).start()
+    threading.Thread(target=_end_with_supervisor, args=(orders.open_files,), daemon=True).start()
     code = 1
     try:
         code = run(words, Watch(orders, told.send))
+    except Died as other:
+        sys.stdout.flush()
+        assert orders.open_files is not None
+        end_like(other, orders.open_files)
+    except KeyboardInterrupt:  # before it has begun
+        code = 130
     except Exception:  # a mistake of tokred's own
         traceback.print_exc()
     sys.stdout.flush()
@@ -195,10 +237,13 @@ def _work(words: list[str], orders: Orders, told: connection.Connection, run: Ru
     sys.exit(code)
 
 
-def _end_with_supervisor() -> None:
+def _end_with_supervisor(folder: Path) -> None:
+    """And removes what that one would have."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])
+    shutil.rmtree(folder, ignore_errors=True)
+    _remove_left_by(os.getpid())
     if hasattr(os, "killpg"):
         os.killpg(0, signal.SIGKILL)
     os._exit(1)

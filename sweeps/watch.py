@@ -10,12 +10,13 @@ from tokred.open_files import MOST
 
 BEAT_S = 1.0
 IN_A_ROW = 3  # cells of one method whose process died: its other cells are not tried
+TASKS = ("pass", "trace", "timing", "log")
 
 
 @dataclass(frozen=True)
 class Task:
-    """``what``: pass, trace, timing or log, whose ``names`` are keys of cells, or that of a measurement or a logger; or a part of
-    the sweep that is no cell's. ``limit_s``: how long it may give no sign of progress."""
+    """``what``: one of TASKS, whose ``names`` are keys of cells, or that of a measurement or a logger; or a part of the sweep
+    that is no cell's. ``limit_s``: how long it may give no sign of progress."""
 
     what: str
     names: tuple[str, ...] = ()
@@ -38,7 +39,7 @@ class Orders:
     other batches. ``failed``: cells that are not tried any more; ``given_up``: methods. ``skipped``: traces, timings and loggers.
     ``in_a_row``: of each method, how many cells failed so since the last that did not. ``open_files``: the folder where processes
     note what they read (``tokred.open_files``); ``refused``: path -> why it is not opened any more; ``suspects``: paths that
-    processes read which were killed.
+    processes read which were killed. ``apart``: how many workers in a row died in none of TASKS.
     """
 
     again: bool = False
@@ -51,6 +52,7 @@ class Orders:
     open_files: Path | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
     suspects: frozenset[str] = frozenset()
+    apart: int = 0
 
     def death_of(self, key: str, method: str) -> Death | None:
         return self.failed.get(key) or self.given_up.get(method)
@@ -58,14 +60,16 @@ class Orders:
     def after(self, task: Task, death: Death, file: str | None = None) -> "Orders":
         """Of a pass of several cells, each is tried alone. One that was killed is tried again, then on ever smaller batches: it
         may have been memory. A ``file`` that was being read is refused, for all cells alike, and the task done again; where the
-        process was killed, only the second time."""
+        process was killed, only the second time. A sweep that was only planned begins anew."""
+        again, apart = self.again or task.what != "planning", 0 if task.what in TASKS else self.apart + 1
+        orders = replace(self, again=again, apart=apart, suspects=frozenset())
         if file is not None and len(self.refused) < MOST:
             if death.kind != "killed" or file in self.suspects:
-                refused = {**self.refused, file: f"reading it {death.reason}"}
-                return replace(self, again=True, refused=refused, suspects=frozenset())
+                return replace(orders, refused={**self.refused, file: f"reading it {death.reason}"})
             if not self.suspects:
-                return replace(self, again=True, suspects=frozenset({file}))
-        orders = replace(self, again=True, suspects=frozenset())
+                return replace(orders, suspects=frozenset({file}))
+        if task.what not in TASKS:
+            return orders
         if task.what != "pass":
             return replace(orders, skipped={**self.skipped, (task.what, task.names[0]): death.reason})
         key = task.names[0]
@@ -87,7 +91,10 @@ class Orders:
 
     def survived(self, task: Task) -> "Orders":
         """``task`` came to its end."""
-        return replace(self, in_a_row={name: n for name, n in self.in_a_row.items() if name not in task.methods})
+        if task.what not in TASKS:
+            return self
+        in_a_row = {name: n for name, n in self.in_a_row.items() if name not in task.methods}
+        return replace(self, in_a_row=in_a_row, apart=0)
 
 
 class Watch:

@@ -3,8 +3,11 @@ worker that runs a part of the plan."""
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -40,15 +43,28 @@ def last_line(work: Work) -> str:
 
 
 def main(text: str) -> int:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     work = Work(**json.loads(text))
-    return supervised(work.words, partial(_guarded_join, work))
+    with tempfile.TemporaryDirectory(prefix="tokred-", ignore_cleanup_errors=True) as folder:
+        tempfile.tempdir = folder
+        threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
+        return supervised(work.words, partial(_guarded_join, work))
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(folder: str) -> None:
     while os.read(0, 1):
         continue
-    os._exit(1)  # the worker sees that its supervisor is gone
+    shutil.rmtree(folder, ignore_errors=True)
+    end(os.getpid())  # the worker sees that its supervisor is gone
+
+
+def end(pid: int) -> None:
+    """At once, with all of its group."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except AttributeError:  # not POSIX
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:  # all gone
+        return
 
 
 def _guarded_join(work: Work, words: Sequence[str], watch: Watch) -> int:
@@ -58,9 +74,9 @@ def _guarded_join(work: Work, words: Sequence[str], watch: Watch) -> int:
 
 
 def join(work: Work, words: Sequence[str], watch: Watch) -> int:
-    """Runs a part of the plan that is in the run folder. Raises ValueError where this process would plan other cells."""
+    """Runs a part of the plan that the sweep was started with. Raises ValueError where this process would plan other cells."""
     from tokred.data import create_data
-    from tokred.record import Store
+    from tokred.record import Store, key_of
     from tokred.sweeps.config import read_config
     from tokred.sweeps.plan import make_plan
     from tokred.sweeps.run import run_part
@@ -71,9 +87,9 @@ def join(work: Work, words: Sequence[str], watch: Watch) -> int:
     data, store = create_data(**config.data), Store(work.folder)
     data.open_files = OpenFiles(watch.orders.open_files, watch.orders.refused)
     plan = make_plan(config, data)
-    if [cell.key for group in plan for cell in group.cells] != store.plan()["keys"]:
+    if key_of([cell.key for group in plan for cell in group.cells]) != work.plan:
         raise ValueError(
-            "it plans other cells than the sweep: tokred, a plugin, weights or data are others where it runs"
+            "it plans other cells than the sweep: tokred, a plugin, weights or data are others where it runs, or by now"
         )
     run_part(plan, config, data, store, Console(width=200), watch, work)
     return 0

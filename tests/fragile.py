@@ -6,8 +6,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokred.open_files import OpenFiles
+from tokred.open_files import Died, OpenFiles
 from tokred.sweeps.watch import Task, Watch
+
+
+def fail_with_another() -> None:
+    """As where a method crashes one of the processes that share a pass."""
+    raise Died(os.getpid() + 1, -signal.SIGSEGV)
+
 
 ACTS = {
     "fine": lambda: None,
@@ -15,13 +21,14 @@ ACTS = {
     "leaves": lambda: os._exit(0),
     "exits": lambda: exit(3),
     "hangs": lambda: time.sleep(600),
+    "another": fail_with_another,
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
 }
 
 
 def run(words: Sequence[str], watch: Watch) -> int:
-    """``words``: the folder, how many cells share a pass, and the cells: ACT or ACT-NUMBER, of the method ACT; file-ACT is no cell,
-    but a file that each pass reads first. Of each cell that came to an end there is a file, which holds how; likewise of each file
+    """``words``: the folder, how many cells share a pass, and the cells: ACT or ACT-NUMBER, of the method ACT; after the pass
+    of ACT-NUMBER-killed the process is killed; file-ACT is no cell, but a file that each pass reads first. Of each cell that came to an end there is a file, which holds how; likewise of each file
     that was refused; ``passes`` has a line for each pass with its batch size."""
     folder, size, cells = Path(words[0]), int(words[1]), [word for word in words[2:] if not word.startswith("file-")]
     files = [word for word in words[2:] if word.startswith("file-")]
@@ -30,6 +37,8 @@ def run(words: Sequence[str], watch: Watch) -> int:
     while left := [cell for cell in cells if not (folder / cell).exists()]:
         some = left[:1] if left[0] in watch.orders.alone else left[:size]
         _run_pass([cell for cell in some if not _is_over(cell, folder, watch)], files, folder, watch)
+        if some[0].endswith("-killed"):
+            ACTS["killed"]()
     for cell in cells:
         _trace(cell, folder, watch)
     return 3 if any((folder / cell).read_text() != "done" for cell in cells) else 0

@@ -391,6 +391,13 @@ def pipe_in_a_run_folder(folder):
 
 
 @attack
+def folder_in_the_place_of_a_claim(folder):
+    run, *_ = run_with(folder)
+    (run / "claims" / "sweep-0.0").mkdir(parents=True)
+    return Store(run)
+
+
+@attack
 def plugin_named_by_a_run_folder(folder):
     run, *_ = run_with(folder)
     (folder / "plugin.py").write_text(f"open({str(folder.parent / 'canary')!r}, 'w')")

@@ -102,6 +102,30 @@ def test_a_claim_without_its_owner_yet_is_not_taken_over(tmp_path, mine):
     assert not mine.take("a")
 
 
+DEEP = "[" * 4000
+NO_CLAIMS = {
+    "deep": f'{{"place": {DEEP}',
+    "no text": "\udcff",
+    "long": json.dumps({"place": "a" * 5000, "pid": 1, "began": "1"}),
+    "a path for a number": json.dumps({"place": claims._place(), "pid": "../1", "began": "1"}),
+    "none for a number": json.dumps({"place": claims._place(), "pid": None, "began": "1"}),
+    "true": json.dumps({"place": claims._place(), "pid": True, "began": "1"}),
+    "negative": json.dumps({"place": claims._place(), "pid": -1, "began": "1"}),
+    "too many digits": f'{{"place": "", "pid": {"9" * 4000}, "began": ""}}',
+    "a number for a place": json.dumps({"place": 3, "pid": 1, "began": []}),
+}
+
+
+@pytest.mark.parametrize("kind", NO_CLAIMS)
+def test_a_file_that_is_no_claim_counts_until_it_is_not_renewed(kind, tmp_path, mine, monkeypatch):
+    path, now = mine.folder / "a.0", [0.0]
+    path.write_bytes(NO_CLAIMS[kind].encode(errors="surrogateescape"))
+    monkeypatch.setattr(claims.time, "monotonic", lambda: now[0])
+    assert claims._read(path)[0] is None and claimed(tmp_path) == {"a"} and not mine.take("a")
+    now[0] = 61
+    assert mine.take("a")
+
+
 def test_claims_are_renewed(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "RENEWED_S", 0.01)
     with Claims(tmp_path) as mine:

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from tokred import Assignment, Method, ReducedModel, create_backbone
+from tokred import METHODS, Assignment, Method, ReducedModel, create_backbone, list_methods
 from tokred.data import DataSource
 from tokred.data.loading import Unreadable
 from tokred.lit import EvaluationData, evaluate
+from tokred.open_files import Died
 from tokred.reduction import create_method, plan_schedule
+from tokred.registry import load_file
 from tokred.sweeps.conditions import device_of
 from tokred.sweeps.config import read_config
 from tokred.tasks.classification import Classifying
@@ -41,24 +43,30 @@ class Clips(DataSource):
         return {"name": self.name}
 
 
+ALONE = '''
+"""A method of a loose file, which cannot do batches of two samples."""
+
+import torch
+
+from tokred import METHODS, Assignment, Method
+
+
+@METHODS.register("alone")
 class Alone(Method):
-    """Cannot do batches of ``fails_at`` samples."""
-
-    fails_at = 2
-
     def assign(self, tokens, attention, keep):
-        if len(tokens.x_BNC) == self.fails_at:
+        if len(tokens.x_BNC) == 2:
             raise RuntimeError("out of luck")
         return Assignment.select(torch.arange(keep).expand(len(tokens.x_BNC), keep), tokens.num)
+'''
 
 
-class Dies(Alone):
+class Dies(Method):
     """With its process, where that is no leader's."""
 
     def assign(self, tokens, attention, keep):
         if torch.distributed.is_initialized() and torch.distributed.get_rank():
             os._exit(7)
-        return super().assign(tokens, attention, keep)
+        return Assignment.select(torch.arange(keep).expand(len(tokens.x_BNC), keep), tokens.num)
 
 
 def found(*methods, devices):
@@ -75,9 +83,15 @@ def found(*methods, devices):
 
 
 @pytest.fixture(scope="module")
-def passes():
-    methods = [create_method("tome"), create_method("random_drop"), Alone()]
-    return [found(*methods, devices=devices) for devices in (1, 2)]
+def passes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plugin") / "alone.py"
+    path.write_text(ALONE)
+    list_methods()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(METHODS, "_classes", dict(METHODS._classes))
+        load_file(path)
+        methods = [create_method(name) for name in ("tome", "random_drop", "alone")]
+        return [found(*methods, devices=devices) for devices in (1, 2)]
 
 
 def test_on_two_devices_each_sample_is_predicted_once_and_as_on_one(passes):
@@ -97,9 +111,9 @@ def test_what_fails_on_another_device_fails_alone_and_with_its_reason(passes):
 
 
 @pytest.mark.slow
-def test_where_another_process_ends_so_does_the_pass():
-    with pytest.raises(RuntimeError):
-        found(Dies(), devices=2)
+def test_where_another_process_dies_so_does_the_pass_and_no_cell_is_blamed():
+    with pytest.raises(Died, match="ended its process, with exit code 7"):
+        found(create_method("tome"), Dies(), devices=2)
 
 
 def test_more_devices_than_there_are_is_one_line(monkeypatch):

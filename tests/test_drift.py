@@ -130,6 +130,16 @@ def test_a_run_folder_alone_names_no_file_no_plugin_no_hub_and_no_size(ran, word
         drifting.words_again(store, [])
 
 
+def test_a_run_that_did_not_keep_its_words_asks_for_them(capsys):
+    from tests.test_record import GOLDEN
+
+    first = GOLDEN / "run_schema_1"
+    assert main(["drift", str(first)]) == 2
+    said = capsys.readouterr().err
+    assert "did not keep the words of its sweep; add them" in said and said.count("\n") == 1
+    assert drifting.words_again(Store(first), ["r=8"]) == ["r=8"]
+
+
 @pytest.mark.parametrize("words", [[], ["r=8"], ["nowhere"]])
 def test_what_is_no_run_folder_is_one_line(words, capsys):
     assert main(["drift", *words]) == 2

@@ -11,13 +11,18 @@ from types import SimpleNamespace
 import pytest
 
 from tests.test_crowd_of_sweeps import WORDS, outcome, words_for
-from tokred.record import Store
+from tokred.record import Store, key_of
+from tokred.sealed import write_json
+from tokred.sweeps.claims import SWEEP, Claims
 from tokred.sweeps.cli import sweep
 from tokred.sweeps.config import read_config
 from tokred.sweeps.executors import Ray, _is_queued, _Job, executor_of
 from tokred.sweeps.spread import TRIES, End, Executor, Handle, Work, spread, words_of
+from tokred.sweeps.status import read_status
+from tokred.sweeps.watch import Watch
+from tokred.sweeps.work import join
 
-WORK = Work(("r=8",), "", "/", "cells")
+WORK = Work(("r=8",), "", "/", "cells", "")
 
 
 class Planned(Handle):
@@ -54,8 +59,7 @@ def folder(tmp_path, monkeypatch):
 
 def spread_over(executor, store, num=1):
     said = []
-    work = Work(WORK.words, str(store.folder), "/", "cells")
-    spread(executor, work, num, store, said.append, lambda: None)
+    spread(executor, replace(WORK, folder=str(store.folder)), num, store, said.append, lambda: None)
     return said
 
 
@@ -96,6 +100,58 @@ def test_a_process_that_cannot_do_its_work_ends_the_sweep_and_the_others(folder)
 def test_what_is_for_the_sweep_alone_is_not_told_to_its_processes():
     own = ["out=x", "executor=ray", "processes=2", "resources.cpus=2", "retry=failed", "+slurm.time=3"]
     assert words_of(["r=8", *own, "methods=[tome]"]) == ("r=8", "methods=[tome]")
+
+
+class Here(Executor):
+    """Its processes are this very one: their work is done as they are started, ``before`` that something else."""
+
+    def __init__(self, before=lambda: None):
+        self.before, self.logs = before, []
+
+    def num_processes(self):
+        return 2
+
+    def start(self, work):
+        self.logs.append(work.log.name)
+        self.before()
+        join(work, list(work.words), Watch())
+        return Planned([End()])
+
+
+@pytest.fixture
+def sweep_over(tmp_path, monkeypatch):
+    monkeypatch.setattr("tokred.timing.WARM_UP_S", 0.0)
+    monkeypatch.setattr("tokred.timing.MIN_BLOCK_MS", 0.0)
+
+    def run_over(executor, *words):
+        monkeypatch.setattr("tokred.sweeps.run.executor_of", lambda config: executor)
+        return sweep([*WORDS, "timing.rounds=20", "processes=2", "loggers=[]", f"out={tmp_path / 'run'}", *words])
+
+    return run_over
+
+
+def test_a_part_of_a_sweep_that_has_nothing_open_starts_no_process(sweep_over, tmp_path, capsys):
+    first, again, anew = Here(), Here(), Here()
+    assert sweep_over(first) == 0 and first.logs == ["cells-0.log", "cells-1.log", "timings.log"]
+    assert sweep_over(again) == 0 and again.logs == []
+    assert capsys.readouterr().out.count("processes (local)") == 1
+    assert sweep_over(anew, "timing.rounds=21") == 0 and anew.logs == ["timings.log"]
+
+
+def test_a_sweep_goes_by_its_own_plan_while_another_runs_in_its_folder(sweep_over, tmp_path, capsys):
+    out, seen = tmp_path / "run", []
+
+    def another_begins():
+        seen.append(read_status(Store(out)))
+        write_json(out / "plan.json", {"keys": ["0" * 64], "timings": [], "words": [], "kept": 0})
+
+    executor = Here(another_begins)
+    with Claims(out) as others:
+        others.take_first(SWEEP)
+        assert sweep_over(executor, "timing.rounds=0") == 0
+    assert executor.logs == ["cells-0-of-sweep-1.log", "cells-1-of-sweep-1.log"]
+    assert seen[0].begun and not seen[0].busy
+    assert (out / "results.csv").read_text().count("random_drop") == 1
 
 
 # Settings
@@ -158,6 +214,27 @@ def test_what_no_node_of_a_ray_cluster_has_is_not_waited_for():
         Ray(read_config(["executor=ray", "resources.cpus=5", "processes=1"]), Rays()).num_processes()
 
 
+class NoRay:
+    """It cannot be reached at first, or no longer."""
+
+    is_initialized = staticmethod(lambda: False)
+
+    def __getattr__(self, name):
+        def fail(*_, **__):
+            raise ConnectionError("no address\n  and advice " + "x" * 1000)
+
+        return fail
+
+
+def test_a_ray_that_is_not_there_is_one_line():
+    ray = Ray(read_config(["executor=ray"]), NoRay())
+    with pytest.raises(ValueError, match=r"^Ray cannot be reached, nor started: no address and advice \.\.\.$"):
+        ray.__enter__()
+    for ask in (ray.num_processes, lambda: ray.start(WORK)):
+        with pytest.raises(ValueError, match=r"^the connection to Ray is lost: no address"):
+            ask()
+
+
 @pytest.mark.parametrize(
     ("threads", "words", "given"), [("3", [], "3"), ("3", ["resources.cpus=2"], "2"), (None, [], "4")]
 )
@@ -216,16 +293,9 @@ def processes_of(part, out):
 
 
 def test_one_that_would_plan_other_cells_says_so(tmp_path):
-    from tokred.sweeps.watch import Watch
-    from tokred.sweeps.work import join
-
-    out = tmp_path / "run"
-    assert sweep([*WORDS, "seeds=1", f"out={out}"]) == 0
-    words = [*WORDS, "seeds=2"]
-    with pytest.raises(
-        ValueError, match="it plans other cells than the sweep: tokred, a plugin, weights or data are others"
-    ):
-        join(Work(tuple(words), str(out), str(tmp_path), "cells"), words, Watch())
+    said = "it plans other cells than the sweep: tokred, a plugin, weights or data are others where it runs, or by now"
+    with pytest.raises(ValueError, match=said):
+        join(Work(tuple(WORDS), str(tmp_path), str(tmp_path), "cells", key_of(["a", "b"])), WORDS, Watch())
 
 
 @pytest.mark.slow
@@ -272,7 +342,7 @@ class Job:
 def test_a_job_that_left_the_queue_without_a_word_is_lost_at_the_second_look(monkeypatch, tmp_path):
     monkeypatch.setattr("tokred.sweeps.executors.QUEUE_S", -1.0)
     monkeypatch.setattr("tokred.sweeps.executors._is_queued", lambda job: False)
-    handle = _Job(Job(), Work((), str(tmp_path), "/", "cells"))
+    handle = _Job(Job(), replace(WORK, folder=str(tmp_path)))
     assert handle.ended() is None
     assert handle.ended() == End(lost="left the queue before its end (job 7)")
 
@@ -280,7 +350,7 @@ def test_a_job_that_left_the_queue_without_a_word_is_lost_at_the_second_look(mon
 def test_a_job_that_is_queued_goes_on(monkeypatch, tmp_path):
     monkeypatch.setattr("tokred.sweeps.executors.QUEUE_S", -1.0)
     monkeypatch.setattr("tokred.sweeps.executors._is_queued", lambda job: True)
-    handle = _Job(Job(), Work((), str(tmp_path), "/", "cells"))
+    handle = _Job(Job(), replace(WORK, folder=str(tmp_path)))
     assert [handle.ended() for _ in range(4)] == [None] * 4
 
 

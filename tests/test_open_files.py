@@ -8,9 +8,11 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tokred.data import ImageFolder, pictures
-from tokred.open_files import MOST, OpenFiles, opened_in
+from tokred.lit import _Kept
+from tokred.open_files import MOST, Died, OpenFiles, end_like, opened_in
 from tokred.preprocess import Preprocess
 
 SHAPE = (3, 8, 8)
@@ -19,6 +21,12 @@ READ = pictures.read_picture
 fork = pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods(), reason="the reader is replaced in a fork"
 )
+
+
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch):
+    """Torch asks every 5 s whether the processes that read for it are there."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
 
 
 @pytest.fixture
@@ -77,6 +85,23 @@ def test_a_reading_process_that_dies_over_no_file_ends_the_pass(source, monkeypa
     monkeypatch.setattr(ImageFolder, "label", lambda self, index: die(signal.SIGKILL)())
     with pytest.raises(RuntimeError, match="exited unexpectedly"):
         batches(source, num_workers=1)
+
+
+@fork
+def test_a_reading_process_of_one_of_several_devices_may_die_too(source, monkeypatch):
+    monkeypatch.setattr(pictures, "read_picture", breaking(die(signal.SIGSEGV), BAD))
+    every = _Kept(source.loader(SHAPE, Preprocess(crop_pct=None), batch_size=2, num_workers=2)).every(2, 1)
+    assert [batch.index_B.tolist() for batch in every] == [[3], [6, 7]]
+
+
+@fork
+def test_what_another_process_died_over_is_what_this_one_dies_over(tmp_path):
+    (tmp_path / "1").touch()
+    other = multiprocessing.get_context("fork").Process(target=end_like, args=(Died(1, -signal.SIGKILL), tmp_path))
+    other.start()
+    other.join()
+    assert other.exitcode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == [str(other.pid)]
 
 
 def test_a_file_that_is_refused_is_a_problem_with_its_reason(source):

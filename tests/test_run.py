@@ -19,7 +19,8 @@ from tokred.analysis.rows import rows, write_csv
 from tokred.analysis.table import print_table
 from tokred.data import MovingShapes, create_data, video
 from tokred.record import NULL, Store
-from tokred.sweeps import accuracy
+from tokred.sweeps import accuracy, run
+from tokred.sweeps.claims import Claims
 from tokred.sweeps.cli import sweep
 from tokred.sweeps.config import read_config
 from tokred.sweeps.plan import make_plan
@@ -356,6 +357,27 @@ def test_a_cell_that_was_killed_from_outside_is_tried_again(tried, weights, tmp_
     ran.store.add(replace(ran.record("tome"), status="failed", kind="killed", result={}))
     tried.clear()
     assert Run(tmp_path, weights, "methods=tome").record("tome").status == "done" and tried == ["tome"]
+
+
+def test_what_another_process_has_is_left_to_it(tried, weights, failing, tmp_path):
+    words = [weights, failing, "methods=[tome,raises]"]
+    ran = Run(tmp_path, *words)
+    tried.clear()
+    with Claims(tmp_path) as another:
+        another.take(ran.record("raises").key)
+        assert Run(tmp_path, *words, "retry=failed").tally.kept == 3 and tried == []
+
+
+def test_a_record_that_is_gone_at_the_end_is_a_cell_that_is_not_done(weights, tmp_path, monkeypatch, capsys):
+    run_part = run.run_part
+
+    def forgetting(plan, config, data, store, *rest):
+        run_part(plan, config, data, store, *rest)
+        store.forget(plan[0].cells[1].key)
+
+    monkeypatch.setattr(run, "run_part", forgetting)
+    assert sweep([*TINY, weights, "methods=tome", "traces=0", "loggers=[]", f"out={tmp_path / 'run'}"]) == 3
+    assert "1 cells have no record" in capsys.readouterr().out
 
 
 def test_a_sweep_says_how_failed_cells_are_tried_again(weights, failing, tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 from tests.records import Run
 from tokred.record import Store
 from tokred.sealed import write_json
-from tokred.sweeps.claims import Claims
+from tokred.sweeps.claims import SWEEP, Claims
 from tokred.sweeps.cli import main
 from tokred.sweeps.status import lines, read_status
 
@@ -54,6 +54,14 @@ def test_the_screen_says_it_in_lines(store):
     assert said[0] == f"{store.folder}: {counts}"
     assert said[1] == "about 8 min left for the accuracies"
     assert "  1 x hangs: gave no sign of progress for 3 s" in said
+
+
+def test_a_sweep_whose_processes_are_yet_to_come_is_no_sweep_that_is_over(store):
+    with Claims(store.folder) as claims:
+        claims.take_first(SWEEP)
+        status = read_status(store)
+        assert status.begun and not status.busy
+        assert list(lines(status, store))[1] == "a sweep has begun: its processes start, or wait for their turn"
 
 
 def test_many_reasons_fit_a_screen(tmp_path):

@@ -1,9 +1,15 @@
 """A sweep whose processes crash, hang, leave and are killed: each cell ends as its own does, and the sweep goes on."""
 
+import os
+import signal
+from types import SimpleNamespace
+
 import pytest
 
 from tests import fragile
+from tokred.sweeps import supervisor
 from tokred.sweeps.supervisor import supervised
+from tokred.sweeps.watch import IN_A_ROW, Death, Orders, Task
 
 
 class Ran:
@@ -22,6 +28,7 @@ def test_the_code_is_that_of_the_sweep(tmp_path):
 
 ENDS = {
     "crashes": "crashed: crashed its process (SIGSEGV)",
+    "another": "crashed: crashed its process (SIGSEGV)",
     "leaves": "crashed: ended its process, with exit code 0",
     "exits": "crashed: ended its process, with exit code 3",
     "hangs": "timeout: gave no sign of progress for 0.5 s (timeout=0.5)",
@@ -68,9 +75,36 @@ def test_what_breaks_after_the_cells_is_left_out_and_said(tmp_path):
     assert (tmp_path / "said").read_text() == "crashed its process (SIGSEGV)"
 
 
+def test_what_is_there_only_while_a_sweep_runs_goes_with_its_supervisor(tmp_path, monkeypatch):
+    ended = []
+    monkeypatch.setattr(supervisor.multiprocessing, "parent_process", lambda: SimpleNamespace(sentinel=None))
+    monkeypatch.setattr(supervisor.connection, "wait", lambda _: None)
+    monkeypatch.setattr(supervisor.os, "killpg", lambda *given: ended.append(given))
+    monkeypatch.setattr(supervisor.os, "_exit", lambda code: None)
+    monkeypatch.setattr(supervisor.tempfile, "tempdir", str(tmp_path))
+    for name in ("tokred-open", f"tokred-of-{os.getpid()}-a", f"tokred-of-{os.getpid()}0-b"):
+        (tmp_path / name).mkdir()
+    supervisor._end_with_supervisor(tmp_path / "tokred-open")
+    assert [path.name for path in tmp_path.iterdir()] == [f"tokred-of-{os.getpid()}0-b"]
+    assert ended == [(0, signal.SIGKILL)]
+
+
 def test_a_sweep_that_breaks_before_its_first_cell_ends_in_one_line(tmp_path, capsys):
     assert supervised([str(tmp_path), "1", "planning"], fragile.run) == 4
-    assert capsys.readouterr().err == "error: the process of the sweep crashed its process (SIGSEGV), in planning\n"
+    said = "error: the process of the sweep crashed its process (SIGSEGV), in planning, 3 times in a row\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_process_that_is_killed_between_two_cells_is_followed_by_another(tmp_path):
+    cells = [f"fine-{number}-killed" for number in range(2 * IN_A_ROW)]
+    ran = Ran(tmp_path, *cells, size=1)
+    assert ran.code == 0 and len(ran.ends) == len(ran.passes) == len(cells)
+
+
+def test_a_sweep_that_died_while_it_planned_begins_anew_and_one_with_a_plan_goes_on():
+    died = Death("killed", "was killed")
+    planning = Orders().after(Task("planning"), died)
+    assert not planning.again and planning.after(Task("between two cells"), died).again
 
 
 FILES = {

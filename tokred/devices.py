@@ -22,6 +22,8 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
+from tokred.open_files import Died
+from tokred.registry import load_file, loaded_files
 from tokred.tokens import Tokens
 
 Follow = Callable[..., None]  # (*arguments, peers): a function that a new process finds by its name
@@ -74,51 +76,83 @@ class _Place(LightningEnvironment):
 
 @contextmanager
 def led(num: int, follow: Follow, *arguments: Any) -> Iterator[Peers]:
-    """``num - 1`` followers that run ``follow(*arguments, peers)`` meanwhile. Raises RuntimeError with what went wrong in one of
-    them, where that is why the leader cannot go on."""
-    context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+    """``num - 1`` followers that run ``follow(*arguments, peers)`` meanwhile. Where one of them is why the leader cannot go on,
+    raises RuntimeError with what went wrong in it, or Died where its process ended over it."""
     content = pickle.dumps((follow, arguments))  # here, as bytes: else tensors would be shared through /dev/shm
-    with tempfile.TemporaryDirectory() as folder:
-        ends, processes = [], []
-        for rank in range(1, num):
-            own, other = context.Pipe(duplex=False)
-            process = context.Process(target=_run, args=(content, Peers(rank, num), folder, other, dict(os.environ)))
-            process.start()
-            other.close()
-            ends.append(own)
-            processes.append(process)
+    with tempfile.TemporaryDirectory(prefix=f"tokred-of-{os.getpid()}-") as folder:
+        followers = [_Follower(content, Peers(rank, num), folder) for rank in range(1, num)]
         try:
+            for follower in followers:  # one that does not get as far would be waited for in the group
+                follower.hear()
             with _group(Peers(0, num), folder):
-                yield Peers(0, num)
-        except Exception as error:
-            raise _their(ends) or error from error
+                try:
+                    yield Peers(0, num)
+                except Exception as error:  # before the group ends, which its followers would take for what went wrong
+                    raise _theirs(followers) or error from error
         finally:
-            for process in processes:
-                process.join(10)
-                process.kill()
-                process.join()
+            for follower in followers:
+                follower.end()
 
 
-def _their(ends: Sequence[connection.Connection]) -> RuntimeError | None:
-    """What a follower said before it ended."""
-    for end in ends:
+class _Follower:
+    """A process for a further device."""
+
+    def __init__(self, content: bytes, peers: Peers, folder: str):
+        context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+        self.told, told = context.Pipe(duplex=False)
+        arguments = (content, loaded_files(), peers, folder, told, dict(os.environ))
+        self._process = context.Process(target=_run, args=arguments)
+        self._process.start()
+        told.close()
+
+    def hear(self) -> None:
+        """Waits for it to say that all is well; raises what is not."""
         try:
-            if end.poll(1.0):
-                return RuntimeError(end.recv())
+            reason = self.told.recv()
         except EOFError:
-            continue
-    return None
+            self._process.join()
+            raise Died(self._process.pid, self._process.exitcode) from None
+        if reason is not None:
+            raise RuntimeError(reason)
+
+    def end(self) -> None:
+        self._process.join(10)
+        self._process.kill()
+        self._process.join()
 
 
-def _run(content: bytes, peers: Peers, folder: str, told: connection.Connection, environment: dict[str, str]) -> None:
-    """In a follower's process."""
+def _theirs(followers: Sequence[_Follower]) -> Exception | None:
+    """What went wrong in a follower; one that died is why others say that they lost it."""
+    found: list[Exception] = []
+    for follower in followers:
+        try:
+            if follower.told.poll(1.0):
+                follower.hear()
+        except (RuntimeError, Died) as error:
+            found.append(error)
+    return min(found, key=lambda error: not isinstance(error, Died), default=None)
+
+
+def _run(
+    content: bytes,
+    plugins: Sequence[Path],
+    peers: Peers,
+    folder: str,
+    told: connection.Connection,
+    environment: dict[str, str],
+) -> None:
+    """In a follower's process. It says when it is ready, and what goes wrong."""
     os.environ.update(environment)
     threading.Thread(target=_end_with_leader, daemon=True).start()
     warnings.filterwarnings("ignore", module=r"lightning\..*")  # its leader has been told
     try:
+        for path in plugins:
+            load_file(path)
         follow, arguments = pickle.loads(content)  # noqa: S301  # of the process that started this one
+        told.send(None)
         with _group(peers, folder):
             follow(*arguments, peers)
+        told.send(None)
     except Exception as error:
         told.send(f"on device {peers.rank}: {type(error).__name__}: {error}")
 

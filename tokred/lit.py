@@ -73,7 +73,9 @@ class _Kept:
         if self.whole:
             return self.kept[first::num]
         loader = self.loader
-        return DataLoader(
+        return type(
+            loader
+        )(  # whose reading processes may die
             loader.dataset,
             batch_sampler=list(loader.batch_sampler)[first::num],  # type: ignore[arg-type]  # there always is one
             num_workers=loader.num_workers,

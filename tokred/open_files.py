@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 HEAD = struct.Struct("<dI")
 PAGE = 8192  # bytes; a path has at most 4096
@@ -24,6 +24,14 @@ class Opened(NamedTuple):
 
     path: str
     since: float
+
+
+class Died(Exception):
+    """Another process that works for this one ended before its work did."""
+
+    def __init__(self, pid: int, exit_code: int):
+        super().__init__(f"a process of the pass {how_it_ended(exit_code)[1]}")
+        self.pid, self.exit_code = pid, exit_code
 
 
 class OpenFiles:
@@ -84,6 +92,15 @@ def opened_in(folder: Path) -> dict[int, Opened]:
         if length:
             found[int(page.name)] = Opened(os.fsdecode(content[HEAD.size : HEAD.size + length]), since)
     return found
+
+
+def end_like(other: Died, folder: Path) -> NoReturn:
+    """Ends this process as the other one did, over the same file: who watches this one alone sees what it came to."""
+    if (page := folder / str(other.pid)).is_file():
+        page.replace(folder / str(os.getpid()))
+    if other.exit_code < 0:
+        os.kill(os.getpid(), -other.exit_code)
+    os._exit(max(0, other.exit_code))
 
 
 def how_it_ended(exit_code: int) -> tuple[str, str]:

@@ -11,6 +11,7 @@ Timings are apart, in files of their own: they belong to a machine and a moment.
     RUN/timings/NAME.json             one interleaved measurement
     RUN/damaged/                      files that were no longer what was written; their cells were run again
     RUN/claims/                       which process works on what (``tokred.sweeps.claims``)
+    RUN/drawn.json                    what its figures and its report were made of (``tokred.analysis.unchanged``)
 """
 
 import hashlib
@@ -36,6 +37,7 @@ STATUSES = ("done", "refused", "failed", "invalid")
 MOST_RUN_BYTES = 4 * 2**30  # of arrays, unpacked, that are read of a run; 50,000 samples of 3,500 cells
 LOGS = ("logs", "logs/csv", "logs/tensorboard", "logs/logged", "logs/slurm")  # W&B has links of its own in logs/wandb
 PARTS = ("cells", "timings", "claims", "damaged", "figures", "tables", "logs/wandb", *LOGS)
+DRAWN = "drawn.json"
 MOST_LAYERS = 10_000  # of a model; figures and tables take time for each
 LEFTOVER_S = 3600.0  # nobody takes as long to write a file: what has a temporary name since then is left of a crash
 
@@ -126,6 +128,7 @@ class Store:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.cells, self.timings = self.folder / "cells", self.folder / "timings"
+        self._plan: dict[str, Any] | None = None
         self._memo = FileMemo()
         self._taken: dict[Path, int] = {}  # bytes of arrays, by file
         _check_plain(self.folder)
@@ -150,7 +153,10 @@ class Store:
 
     def get(self, key: str) -> Record | None:
         """The same object each time, which nobody may change."""
-        return self._record(self._path(key)) if self.has(key) else None
+        try:
+            return self._record(self._path(key))
+        except FileNotFoundError:  # not there yet, or another process has just forgotten it
+            return None
 
     def forget(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
@@ -162,10 +168,16 @@ class Store:
         """The records of the latest plan, in its order; those that are not there yet are left out."""
         return [record for key in self.plan()["keys"] if (record := self.get(key)) is not None]
 
+    def keep_to(self, plan: dict[str, Any]) -> None:
+        """From here on this is the plan, whatever another sweep writes in the folder's."""
+        self._plan = plan
+
     def plan(self) -> dict[str, Any]:
         """Of the latest sweep: ``keys``, the cells in order; ``timings``, [mode, batch size] pairs, the headline first; ``words``
         of its command; ``started``, in seconds since 1970, and ``kept``, how many records were there then. Raises ValueError
         where the folder is none of a run."""
+        if self._plan is not None:
+            return self._plan
         path = self.folder / "plan.json"
         if not path.is_file():
             raise ValueError(
@@ -263,14 +275,15 @@ class Store:
 def _check_plain(folder: Path) -> None:
     """Links, and pipes that would be waited for for ever, are refused where the store reads or writes. The folder itself and what
     is above it may be links."""
-    for place in (folder / part for part in ("plan.json", *PARTS)):
+    for place in (folder / part for part in ("plan.json", DRAWN, *PARTS)):
         if place.is_symlink():
             raise ValueError(
                 f"{place} is a link, and none in a run folder is followed; put what it leads to in its place"
             )
-    for place in (folder / part for part in ("cells", "timings", "claims", *LOGS) if (folder / part).is_dir()):
-        for entry in os.scandir(place):
-            if not entry.is_file(follow_symlinks=False) and not entry.is_dir(follow_symlinks=False):
+    for part in (part for part in ("cells", "timings", "claims", *LOGS) if (folder / part).is_dir()):
+        for entry in os.scandir(folder / part):
+            is_folder = part in LOGS and entry.is_dir(follow_symlinks=False)
+            if not is_folder and not entry.is_file(follow_symlinks=False):
                 raise ValueError(f"{entry.path} is a link or no file, and a run folder holds files alone; remove it")
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 Plugin = TypeVar("Plugin", bound=type)
+FILE_PLUGIN = "tokred_plugin_"  # begins the names of modules that are loose files
 
 
 class Registry:
@@ -94,7 +95,7 @@ def load_file(path: str | Path) -> None:
     path = Path(path).expanduser().resolve()
     if not path.is_file():
         raise ValueError(f"no plugin file at {path}; `plugins` takes paths of Python files")
-    name = f"tokred_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # files of one name stay apart
+    name = f"{FILE_PLUGIN}{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # files of one name stay apart
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -104,6 +105,11 @@ def load_file(path: str | Path) -> None:
     except Exception as error:
         del sys.modules[name]
         raise ValueError(f"plugin {path} did not load: {type(error).__name__}: {error}") from error
+
+
+def loaded_files() -> list[Path]:
+    """What ``load_file`` has run in this process, in that order: for another one, which is to know the same plugins."""
+    return [Path(str(module.__file__)) for name, module in sys.modules.items() if name.startswith(FILE_PLUGIN)]
 
 
 def unknown(

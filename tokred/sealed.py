@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 
 MOST_JSON_BYTES = 64 * 2**20  # parsed, JSON takes up to some twenty times its size
 MOST_ARRAY_BYTES = 2**30  # of an archive, unpacked; 32 traced clips of 12 frames of 224 x 224 are 58 MB
+SEAL_BYTES = 67  # of either kind of file, at its end
 END_OF_ZIP = b"PK\x05\x06"  # begins the last record of an archive, of 22 bytes where it has no comment
 
 
@@ -54,6 +56,14 @@ def read_json(path: Path) -> dict[str, Any]:
         raise Damaged(path, "its hash is another")
     content.pop("sha256", None)
     return content
+
+
+def seal_of(path: Path) -> str:
+    """The hash that a file ends in, as it says; of one that has none, that of its content."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - SEAL_BYTES))
+        found = re.search(rb'([0-9a-f]{64})("}\n)?$', file.read())
+    return found[1].decode() if found else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> str:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from tokred.data.texts import Captions, Questions
 from tokred.open_files import OpenFiles
@@ -229,11 +229,10 @@ class _Loader(DataLoader):
         if not self.num_workers:
             yield from super().__iter__()
             return
-        samples, num_batches, size = self.dataset, 0, self.batch_size
-        assert isinstance(samples, _Samples) and size is not None
-        while num_batches < len(self):
-            left = Subset(samples, range(num_batches * size, len(samples)))
-            batches, workers = _started(left, self)
+        samples, wanted, num_batches = self.dataset, list(self.batch_sampler or ()), 0
+        assert isinstance(samples, _Samples)
+        while num_batches < len(wanted):
+            batches, workers = _started(wanted[num_batches:], self)
             try:
                 for batch in batches:
                     num_batches += 1
@@ -244,12 +243,14 @@ class _Loader(DataLoader):
                     raise
 
 
-def _started(samples: Dataset, like: DataLoader) -> tuple[Iterator[Batch], list[multiprocessing.process.BaseProcess]]:
-    """The batches, and the processes that read them. When one of these dies, torch would raise that at once from whatever runs,
-    in the middle of a model; without its handler it does so where the next batch is asked for."""
+def _started(
+    wanted: list[list[int]], like: DataLoader
+) -> tuple[Iterator[Batch], list[multiprocessing.process.BaseProcess]]:
+    """The ``wanted`` batches, and the processes that read them. When one of these dies, torch would raise that at once from
+    whatever runs, in the middle of a model; without its handler it does so where the next batch is asked for."""
     loader = DataLoader(
-        samples,
-        like.batch_size,
+        like.dataset,
+        batch_sampler=wanted,  # type: ignore[arg-type]  # any list will do
         num_workers=like.num_workers,
         collate_fn=like.collate_fn,
         pin_memory=like.pin_memory,
