@@ -337,7 +337,7 @@ def _draw(store: "Store", *, has_results: bool) -> int:
     """How many figures there are. They are drawn, with the report of results, where those that are there are not of the same."""
     from tokred.analysis.figures import draw_all
     from tokred.analysis.report import write_report
-    from tokred.analysis.unchanged import drawn_from, note_drawn, num_drawn
+    from tokred.sweeps.unchanged import drawn_from, note_drawn, num_drawn
 
     if (num := num_drawn(store, source := drawn_from(store))) is not None:
         return num

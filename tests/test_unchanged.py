@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from tests.records import Run
-from tokred.analysis import unchanged
-from tokred.analysis.unchanged import drawn_from, note_drawn, num_drawn
 from tokred.record import DRAWN, Store
+from tokred.sweeps import unchanged
+from tokred.sweeps.unchanged import drawn_from, note_drawn, num_drawn
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ Timings are apart, in files of their own: they belong to a machine and a moment.
     RUN/timings/NAME.json             one interleaved measurement
     RUN/damaged/                      files that were no longer what was written; their cells were run again
     RUN/claims/                       which process works on what (``tokred.sweeps.claims``)
-    RUN/drawn.json                    what its figures and its report were made of (``tokred.analysis.unchanged``)
+    RUN/drawn.json                    what its figures and its report were made of (``tokred.sweeps.unchanged``)
 """
 
 import hashlib

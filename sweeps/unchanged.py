@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import tokred.analysis
 from tokred.record import DRAWN, Store, key_of
 from tokred.sealed import Damaged, read_json, seal_of, write_json
 
@@ -18,7 +19,7 @@ DRAW_WITH = ("matplotlib", "seaborn", "altair", "vl-convert-python")
 
 def drawn_from(store: Store) -> str:
     """A hash of what is drawn, and by what."""
-    plan, folder = store.plan(), Path(__file__).parent
+    plan, folder = store.plan(), Path(tokred.analysis.__file__).parent
     kinds = ("json", "predictions.npz", "trace.npz")
     cells = [path for key in plan["keys"] for kind in kinds if (path := store.cells / f"{key}.{kind}").is_file()]
     sources = sorted([*folder.rglob("*.py"), *folder.glob("report/templates/*")])
