@@ -9,9 +9,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from multiprocessing.util import Finalize
 
 from rich.console import Console
 
@@ -44,16 +45,17 @@ def last_line(work: Work) -> str:
 
 def main(text: str) -> int:
     work = Work(**json.loads(text))
-    with tempfile.TemporaryDirectory(prefix="tokred-", ignore_cleanup_errors=True) as folder:
-        tempfile.tempdir = folder
-        threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
-        return supervised(work.words, partial(_guarded_join, work))
+    tempfile.tempdir = folder = tempfile.mkdtemp(prefix="tokred-")
+    remove = partial(shutil.rmtree, folder, ignore_errors=True)
+    Finalize(None, remove, exitpriority=-200)  # after multiprocessing has removed its own in there, at -100
+    threading.Thread(target=_end_with_parent, args=(remove,), daemon=True).start()
+    return supervised(work.words, partial(_guarded_join, work))
 
 
-def _end_with_parent(folder: str) -> None:
+def _end_with_parent(remove: Callable[[], None]) -> None:
     while os.read(0, 1):
         continue
-    shutil.rmtree(folder, ignore_errors=True)
+    remove()
     end(os.getpid())  # the worker sees that its supervisor is gone
 
 

@@ -273,6 +273,7 @@ def test_two_processes_come_to_the_same_as_one_though_one_is_killed(tmp_path, al
     killer.join()
     said = capsys.readouterr().out
     assert "2 processes (local)" in said and "was killed (signal 9): another takes its place" in said
+    assert not [log for log in (tmp_path / "run").glob("logs/*.log") if "Traceback" in log.read_text()]
 
 
 def kill_the_first_at_work(out):
@@ -315,8 +316,8 @@ def test_a_ray_cluster_that_loses_a_node_comes_to_the_same(tmp_path, alone, monk
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
 
     def lose_a_node():
-        while not list(out.glob("cells/*.json")):
-            time.sleep(0.05)
+        while len(list(out.glob("logs/*.log"))) < 2 or not list(out.glob("cells/*.json")):
+            time.sleep(0.05)  # until both nodes have begun
         cluster.remove_node(nodes[0], allow_graceful=False)
 
     loser = threading.Thread(target=lose_a_node)

@@ -108,8 +108,10 @@ def load_file(path: str | Path) -> None:
 
 
 def loaded_files() -> list[Path]:
-    """What ``load_file`` has run in this process, in that order: for another one, which is to know the same plugins."""
-    return [Path(str(module.__file__)) for name, module in sys.modules.items() if name.startswith(FILE_PLUGIN)]
+    """Plugin files whose classes are known here, in the order they were run: for another process, which is to know them too."""
+    known = {cls.__module__ for registry in (METHODS, BACKBONES) for cls in registry}
+    files = {name: module for name, module in sys.modules.items() if name.startswith(FILE_PLUGIN) and name in known}
+    return [Path(str(module.__file__)) for module in files.values()]
 
 
 def unknown(

@@ -250,7 +250,7 @@ def _started(
     whatever runs, in the middle of a model; without its handler it does so where the next batch is asked for."""
     loader = DataLoader(
         like.dataset,
-        batch_sampler=wanted,
+        batch_sampler=wanted,  # any list will do
         num_workers=like.num_workers,
         collate_fn=like.collate_fn,
         pin_memory=like.pin_memory,
