@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from tokred.analysis.figure import file_stems, new_figure, panel_title, save_figure
+from tokred.analysis.figure import file_stems, name_squares, new_figure, panel_title, save_figure
 from tokred.analysis.look import ink, printable
 from tokred.analysis.partitions import (
     adjusted_rand,
@@ -97,16 +97,7 @@ def draw_matrix(
             if measure is not None:
                 value = None if pair is None else getattr(pair, measure)
                 _draw_square(ax, row, column, value, is_own=row == column)
-    ax.set_xlim(0, len(names))
-    ax.set_ylim(len(names), 0)
-    ax.set_aspect("equal")
-    shown = [printable(name, width=26) for name in names]
-    ax.set_xticks([place + 0.5 for place in range(len(names))], shown, rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks([place + 0.5 for place in range(len(names))], shown)
-    ax.tick_params(length=0)
-    ax.grid(visible=False)
-    for side in ax.spines.values():
-        side.set_visible(False)
+    name_squares(ax, names)
     return ax
 
 

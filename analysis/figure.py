@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import seaborn
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -58,6 +59,20 @@ def _folded(note: str, width: float) -> str:
 def _legend_columns(handles: Sequence[Artist], width: float) -> int:
     longest = max((len(str(handle.get_label())) for handle in handles), default=1)
     return max(1, min(len(handles), int(72 * width / (5.2 * longest + 40))))
+
+
+def name_squares(ax: Axes, names: Sequence[str]) -> None:
+    """Rows and columns of a matrix of squares of side 1, the first at the top."""
+    ax.set_xlim(0, len(names))
+    ax.set_ylim(len(names), 0)
+    ax.set_aspect("equal")
+    middles, shown = [place + 0.5 for place in range(len(names))], [printable(name, width=28) for name in names]
+    ax.set_xticks(middles, shown, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(middles, shown)
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    for side in ax.spines.values():
+        side.set_visible(False)
 
 
 def panel_title(group: tuple[str, ...], groups: Sequence[tuple[str, ...]]) -> str:

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 
 from tokred.analysis.claims import Claim, Unclaimed, claims
 from tokred.analysis.curves import Curve
-from tokred.analysis.figure import file_stems, new_figure, panel_title, save_figure
+from tokred.analysis.figure import file_stems, name_squares, new_figure, panel_title, save_figure
 from tokred.analysis.look import ink, printable
 from tokred.analysis.rows import grouped
 
@@ -78,16 +78,7 @@ def draw_pairwise(panel: Sequence[Compared], ax: Axes | None = None, *, largest:
         _draw_pair(ax, one, (first, second), largest)
     for place in range(len(names)):
         ax.add_patch(Rectangle((place, place), 1, 1, facecolor="0.97", edgecolor="white", linewidth=1))
-    ax.set_xlim(0, len(names))
-    ax.set_ylim(len(names), 0)
-    ax.set_aspect("equal")
-    shown = [printable(name, width=28) for name in names]
-    ax.set_xticks([place + 0.5 for place in range(len(names))], shown, rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks([place + 0.5 for place in range(len(names))], shown)
-    ax.tick_params(length=0)
-    ax.grid(visible=False)
-    for side in ax.spines.values():
-        side.set_visible(False)
+    name_squares(ax, names)
     return ax
 
 
