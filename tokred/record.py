@@ -37,6 +37,7 @@ STATUSES = ("done", "refused", "failed", "invalid")
 MOST_RUN_BYTES = 4 * 2**30  # of arrays, unpacked, that are read of a run; 50,000 samples of 3,500 cells
 LOGS = ("logs", "logs/csv", "logs/tensorboard", "logs/logged", "logs/slurm")  # W&B has links of its own in logs/wandb
 PARTS = ("cells", "timings", "claims", "damaged", "figures", "tables", "logs/wandb", *LOGS)
+SUBMITTED = ".submission_file_"  # begins the links that submitit leaves in logs/slurm, which nobody follows
 DRAWN = "drawn.json"
 MOST_LAYERS = 10_000  # of a model; figures and tables take time for each
 LEFTOVER_S = 3600.0  # nobody takes as long to write a file: what has a temporary name since then is left of a crash
@@ -283,7 +284,8 @@ def _check_plain(folder: Path) -> None:
     for part in (part for part in ("cells", "timings", "claims", *LOGS) if (folder / part).is_dir()):
         for entry in os.scandir(folder / part):
             is_folder = part in LOGS and entry.is_dir(follow_symlinks=False)
-            if not is_folder and not entry.is_file(follow_symlinks=False):
+            is_submitits = part == "logs/slurm" and entry.name.startswith(SUBMITTED)
+            if not (is_folder or is_submitits or entry.is_file(follow_symlinks=False)):
                 raise ValueError(f"{entry.path} is a link or no file, and a run folder holds files alone; remove it")
 
 
