@@ -32,11 +32,12 @@ _ABOUT = {  # by what a file's name begins with, in the order of a report
         "Accuracy and compute",
         "Up and to the left is better: more accuracy for fewer multiply-adds. The step line joins what nothing else "
         "dominates in these samples, the unreduced model included; a marker is filled where that holds in 95 % of draws "
-        "of the samples, as for the cheapest it always does. Bars are 95 % intervals of each accuracy, n = {samples} samples.",
+        "of the samples. Bars are 95 % intervals of each accuracy, n = {samples} samples.",
     ),
     "pareto_speedup": (
         "Accuracy and measured speed",
-        "Up and to the right is better; line and filled markers as above. Upright bars are 95 % intervals of the "
+        "Up and to the right is better; line and filled markers as above, speed-ups as near to each other as the "
+        "resolution being the same. Upright bars are 95 % intervals of the "
         "accuracy, n = {samples} samples; level ones those of the median speed-up over {rounds} rounds.",
     ),
     "difference": (

@@ -77,12 +77,12 @@ def _drawn_together(
     return {row: drawn_R / len(cell) for (row, cell), drawn_R in zip(pairs, drawn_RK.T, strict=True)}
 
 
-def on_front(cost_K: np.ndarray, value_RK: np.ndarray) -> np.ndarray:
-    """(R, K): whether no other configuration is as cheap and as good, and cheaper or better. Costs within 0.5 % are the same."""
+def on_front(cost_K: np.ndarray, value_RK: np.ndarray, near: float = SAME_COST) -> np.ndarray:
+    """(R, K): whether no other configuration is as cheap and as good, and cheaper or better. Costs as ``near`` are the same."""
     found = np.empty(value_RK.shape, bool)
     for place, cost in enumerate(cost_K):
-        best_cheaper_R = _best(value_RK[:, cost_K < cost * (1 - SAME_COST)])
-        best_as_cheap_R = _best(value_RK[:, cost_K <= cost * (1 + SAME_COST)])
+        best_cheaper_R = _best(value_RK[:, cost_K < cost * (1 - near)])
+        best_as_cheap_R = _best(value_RK[:, cost_K <= cost * (1 + near)])
         found[:, place] = (value_RK[:, place] > best_cheaper_R) & (value_RK[:, place] >= best_as_cheap_R)
     return found
 

@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
 from tokred.analysis.crowd import Name, draw_bands, floor, pale, side_by_side, write_names
+from tokred.analysis.curves import SAME_COST
 from tokred.analysis.figure import new_figure, panel_title, save_figure
 from tokred.analysis.front import SURE, on_front
 from tokred.analysis.look import UNREDUCED, Look, looks, printable
@@ -56,8 +57,9 @@ def over_gmacs(rows: Sequence[Row], drawn: Draws = NO_DRAWS) -> list[Point]:
 
 
 def over_speedup(rows: Sequence[Row], drawn: Draws = NO_DRAWS) -> list[Point]:
-    """The rows that have an accuracy and were timed."""
-    return _points(rows, drawn, lambda row: None if row.speedup is None else 1 / row.speedup)
+    """The rows that have an accuracy and were timed. Speed-ups that differ by no more than the resolution of their timing are
+    the same."""
+    return _points(rows, drawn, lambda row: None if row.speedup is None else 1 / row.speedup, by_time=True)
 
 
 def draw_gmacs(points: Sequence[Point], ax: Axes | None = None, *, given: Looks | None = None) -> Axes:
@@ -110,7 +112,9 @@ def save_pareto(rows: Sequence[Row], folder: str | Path, drawn: Draws = NO_DRAWS
     return paths
 
 
-def _points(rows: Sequence[Row], drawn: Draws, cost_of: Callable[[Row], float | None]) -> list[Point]:
+def _points(
+    rows: Sequence[Row], drawn: Draws, cost_of: Callable[[Row], float | None], *, by_time: bool = False
+) -> list[Point]:
     """A lower cost is better. All of a group that have draws are in each of them."""
     places = {row: cost for row in rows if row.value is not None and (cost := cost_of(row)) is not None}
     found: dict[Row, Point] = {}
@@ -118,10 +122,11 @@ def _points(rows: Sequence[Row], drawn: Draws, cost_of: Callable[[Row], float | 
         cost_K, value_K = (
             np.array(values) for values in ([places[row] for row in group], [row.value for row in group])
         )
+        near = max([SAME_COST, *(row.resolution or 0.0 for row in group if by_time)])
         chance_K: Sequence[float | None] = [None] * len(group)
         if all(row in drawn for row in group):
-            chance_K = on_front(cost_K, np.stack([drawn[row] for row in group], axis=1)).mean(axis=0).tolist()
-        for row, now, chance in zip(group, on_front(cost_K, value_K[None])[0], chance_K, strict=True):
+            chance_K = on_front(cost_K, np.stack([drawn[row] for row in group], axis=1), near).mean(axis=0).tolist()
+        for row, now, chance in zip(group, on_front(cost_K, value_K[None], near)[0], chance_K, strict=True):
             found[row] = Point(**asdict(row), on_front=bool(now), front_probability=chance)
     return [found[row] for row in places]
 

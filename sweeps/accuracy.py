@@ -192,7 +192,7 @@ def _found(cell: Cell, evaluation: Evaluation, solved: Calibration | None, bench
     outcome, model = evaluation.outcome(), evaluation.model
     if outcome.invalid:
         first = ", ".join(map(str, outcome.invalid[:5]))
-        reason = f"the scores of {len(outcome.invalid)} samples are not finite (indices {first})"
+        reason = f"the scores of {len(outcome.invalid)} samples are not finite (the first of them: {first})"
         return Verdict("invalid", reason)
     kept = outcome.arrays | _reference(cell, bench.group, outcome, bench.store)
     result = _result(model, bench.group, bench.task, outcome, kept) | _spent(model, evaluation.counts, bench.task)

@@ -337,15 +337,20 @@ def _draw(store: "Store", *, has_results: bool) -> int:
     """How many figures there are. They are drawn, with the report of results, where those that are there are not of the same."""
     from tokred.analysis.figures import draw_all
     from tokred.analysis.report import write_report
+    from tokred.sweeps.claims import Claims
     from tokred.sweeps.unchanged import drawn_from, note_drawn, num_drawn
 
-    if (num := num_drawn(store, source := drawn_from(store))) is not None:
-        return num
-    drawn = draw_all(store)
-    if has_results:
-        write_report(store, drawn)
-    note_drawn(store, source, len(drawn))
-    return len(drawn)
+    num: int | None = None
+    with Claims(store.folder) as claims:  # another sweep in the folder draws its own, before or after
+        for _ in claims.each(["drawn"], lambda _: True):
+            if (num := num_drawn(store, source := drawn_from(store))) is None:
+                drawn = draw_all(store)
+                if has_results:
+                    write_report(store, drawn)
+                num = len(drawn)
+                note_drawn(store, source, num)
+    assert num is not None
+    return num
 
 
 def _report(words: Sequence[str]) -> int:

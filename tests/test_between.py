@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import ndtri
 
 from tests.records import new_run
 from tests.reports import bare_claims, page_of
@@ -76,6 +77,13 @@ def test_other_data_are_not_paired_and_that_is_said(two, tmp_path):
     assert "unpaired: the samples are not the same, and taken as independent; n = 400 before, 400 after" in sentence(
         change
     )
+
+
+def test_what_would_be_detected_unpaired_follows_from_its_standard_error(two, tmp_path):
+    """Of pairs few samples set a floor, as a difference takes discordant ones; of independent shares none."""
+    change = change_of(between(two[0], a_run(tmp_path / "c", data="b")), "tome")
+    k = ndtri(1 - 0.025 / change.num_comparisons) + ndtri(0.8)
+    assert change.smallest == pytest.approx(k * change.error)
 
 
 def test_what_is_detected_has_an_interval_without_zero(two, tmp_path):

@@ -12,7 +12,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tokred.data import ImageFolder, pictures
 from tokred.lit import _Kept
-from tokred.open_files import MOST, Died, OpenFiles, end_like, opened_in
+from tokred.open_files import MOST, Died, OpenFiles, end_like, how_it_ended, opened_in
 from tokred.preprocess import Preprocess
 
 SHAPE = (3, 8, 8)
@@ -121,3 +121,7 @@ def test_where_every_file_kills_it_is_not_the_files(tmp_path):
     files = OpenFiles(tmp_path, {str(number): "reading it crashed" for number in range(MOST)})
     with files.reading("one more"):
         assert not files.died({os.getpid(): -signal.SIGSEGV})
+
+
+def test_a_signal_without_a_name_has_its_number():
+    assert how_it_ended(-40) == ("crashed", "crashed its process (signal 40)")

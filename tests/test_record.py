@@ -292,3 +292,13 @@ def test_wilsons_interval_lies_in_0_to_1():
 
 def test_without_samples_nothing_is_known():
     assert wilson(0, 0) == (0, 1)
+
+
+def test_of_links_in_a_run_folder_only_those_that_submitit_leaves_are_let_be(tmp_path):
+    jobs = tmp_path / "logs" / "slurm"
+    jobs.mkdir(parents=True)
+    (jobs / ".submission_file_1.sh").symlink_to(jobs / "1_submission.sh")
+    Store(tmp_path)
+    (jobs / "2_0_log.out").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="2_0_log.out is a link or no file"):
+        Store(tmp_path)

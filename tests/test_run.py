@@ -327,7 +327,7 @@ def test_a_method_that_raises_is_a_failed_record_and_the_sweep_goes_on(weights, 
 def test_logits_that_are_no_numbers_are_invalid(weights, failing, tmp_path):
     record = Run(tmp_path, weights, failing, "methods=gives_nan").record("gives_nan")
     assert record.status == "invalid" and record.result == {}
-    assert record.reason == f"the scores of {NUM_CLIPS} samples are not finite (indices 0, 1, 2, 3, 4)"
+    assert record.reason == f"the scores of {NUM_CLIPS} samples are not finite (the first of them: 0, 1, 2, 3, 4)"
 
 
 @pytest.fixture

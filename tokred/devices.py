@@ -80,8 +80,10 @@ def led(num: int, follow: Follow, *arguments: Any) -> Iterator[Peers]:
     raises RuntimeError with what went wrong in it, or Died where its process ended over it."""
     content = pickle.dumps((follow, arguments))  # here, as bytes: else tensors would be shared through /dev/shm
     with tempfile.TemporaryDirectory(prefix=f"tokred-of-{os.getpid()}-") as folder:
-        followers = [_Follower(content, Peers(rank, num), folder) for rank in range(1, num)]
+        followers: list[_Follower] = []
         try:
+            for rank in range(1, num):
+                followers.append(_Follower(content, Peers(rank, num), folder))
             for follower in followers:  # one that does not get as far would be waited for in the group
                 follower.hear()
             with _group(Peers(0, num), folder):

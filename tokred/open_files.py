@@ -107,7 +107,8 @@ def how_it_ended(exit_code: int) -> tuple[str, str]:
     """The kind, as in a record, and what a process did, which ended before its work did."""
     if exit_code >= 0:
         return "crashed", f"ended its process, with exit code {exit_code}"
-    name = signal.Signals(-exit_code).name
+    named = -exit_code in {one.value for one in signal.Signals}
+    name = signal.Signals(-exit_code).name if named else f"signal {-exit_code}"
     if -exit_code in (signal.SIGKILL, signal.SIGTERM):
         return "killed", f"was killed from outside ({name}), as a system does that runs out of memory"
     return "crashed", f"crashed its process ({name})"

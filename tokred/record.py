@@ -281,6 +281,8 @@ def _check_plain(folder: Path) -> None:
             raise ValueError(
                 f"{place} is a link, and none in a run folder is followed; put what it leads to in its place"
             )
+    if (folder / DRAWN).is_dir():
+        raise ValueError(f"{folder / DRAWN} is a folder, where a file is to be; remove it")
     for part in (part for part in ("cells", "timings", "claims", *LOGS) if (folder / part).is_dir()):
         for entry in os.scandir(folder / part):
             is_folder = part in LOGS and entry.is_dir(follow_symlinks=False)

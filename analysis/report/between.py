@@ -53,7 +53,8 @@ class Change:
     @property
     def smallest(self) -> float:
         """What would be detected in at least 4 of 5 repetitions, as one of so many comparisons."""
-        return detectable(self.error, self.num_samples, degrees=self.degrees, num_comparisons=self.num_comparisons)
+        num = self.num_samples if self.is_paired else np.inf  # the floor that samples set is one of pairs
+        return detectable(self.error, num, degrees=self.degrees, num_comparisons=self.num_comparisons)
 
 
 @dataclass(frozen=True)

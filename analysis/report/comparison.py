@@ -71,8 +71,9 @@ def _sentences(found: Between) -> list[str]:
     if same:
         said.append(f"Not one sample changed in {counted(same, 'cell')}.")
     if smallest is not None:
+        though = "" if unpaired else " though samples changed"
         said.append(
-            f"Where none was detected though samples changed: {shown_detectable(smallest)}, at the cell where that is largest."
+            f"Where none was detected{though}: {shown_detectable(smallest)}, at the cell where that is largest."
         )
     return [*said, f"Done before and not after: {len(found.lost)}. Done after and not before: {len(found.gained)}."]
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from tokred.analysis.bootstrap import NUM_DRAWS
 from tokred.analysis.front import SURE
 
 
@@ -47,7 +48,8 @@ NONE_DETECTED = Term(
 FRONT = Term(
     "Front",
     "A cell is on the Pareto front if no other has as much accuracy at as little cost. The line is the front of these samples; "
-    f"a marker is filled where its cell is on the front in {100 * SURE:.0f} % of 2,000 draws of them, as the cheapest always is.",
+    f"a marker is filled where its cell is on the front in {100 * SURE:.0f} % of {NUM_DRAWS:,} draws of them, "
+    "and hollow where that is not sure.",
 )
 SPEEDUP = Term(
     "Speed-up",
