@@ -36,9 +36,9 @@ _ABOUT = {  # by what a file's name begins with, in the order of a report
     ),
     "pareto_speedup": (
         "Accuracy and measured speed",
-        "Up and to the right is better; line and filled markers as above, speed-ups as near to each other as the "
-        "resolution being the same. Upright bars are 95 % intervals of the "
-        "accuracy, n = {samples} samples; level ones those of the median speed-up over {rounds} rounds.",
+        "Up and to the right is better; line and filled markers as above, with speed as measured, and speed-ups no "
+        "further apart than the resolution taken for the same. Upright bars are 95 % intervals of the accuracy, n = "
+        "{samples} samples; level ones those of the median speed-up over {rounds} rounds.",
     ),
     "difference": (
         "Differences at equal compute, along all budgets",
@@ -98,7 +98,8 @@ _ABOUT = {  # by what a file's name begins with, in the order of a report
     "likeness": (
         "Likeness to the unreduced model",
         "To the right the features are more like the unreduced model's, up its accuracy is kept; bars are 95 % "
-        "intervals, of the likeness over n = {traced} samples, of the accuracy over n = {samples} samples.",
+        "intervals, of the accuracy over n = {samples} samples, and of the likeness over n = {traced}, where they are "
+        "approximate: distances are skewed.",
     ),
     "foreground": (
         "Objects and background",

@@ -79,6 +79,7 @@ def _drawn_together(
 
 def on_front(cost_K: np.ndarray, value_RK: np.ndarray, near: float = SAME_COST) -> np.ndarray:
     """(R, K): whether no other configuration is as cheap and as good, and cheaper or better. Costs as ``near`` are the same."""
+    value_RK = np.round(value_RK, 12)  # means over seeds are equal but for rounding
     found = np.empty(value_RK.shape, bool)
     for place, cost in enumerate(cost_K):
         best_cheaper_R = _best(value_RK[:, cost_K < cost * (1 - near)])

@@ -29,6 +29,7 @@ from tokred.analysis.traces import Traced, over_samples, spread
 FEWEST = 5  # rows: of four no order can have a two-sided p under 0.05 (2 / 4! = 0.083)
 MEASURES = {"cosine": "cosine of the features", "cka": "debiased linear CKA of the features"}
 ALL = "all settings"
+MOST_FACTOR = 30.0  # as a logarithm: where little is known, an interval reaches all the way down and no further
 FINEST = 1e-5  # of the axis: features are kept in float16
 
 
@@ -135,8 +136,8 @@ def below_one(estimate: Estimate | None) -> Estimate | None:
     if estimate is None or not estimate.low < estimate.value < 1:
         return estimate
     apart = 1 - estimate.value
-    factor = math.exp((estimate.value - estimate.low) / apart)
-    return Estimate(estimate.value, 1 - apart * factor, 1 - apart / factor)
+    factor = math.exp(min((estimate.value - estimate.low) / apart, MOST_FACTOR))
+    return Estimate(estimate.value, max(1 - apart * factor, min(-1.0, estimate.low)), 1 - apart / factor)
 
 
 def _height(one: Likeness) -> float | None:

@@ -74,8 +74,9 @@ def test_other_data_are_not_paired_and_that_is_said(two, tmp_path):
     other = a_run(tmp_path / "c", data="b")
     change = change_of(between(two[0], other), "tome")
     assert not change.is_paired and change.low < change.value < change.high
-    assert "unpaired: the samples are not the same, and taken as independent; n = 400 before, 400 after" in sentence(
-        change
+    assert (
+        "unpaired: no samples could be matched, so those of the two are taken as independent; n = 400 before, 400 after"
+        in sentence(change)
     )
 
 

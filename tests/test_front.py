@@ -69,6 +69,13 @@ def test_equal_points_of_several_seeds_tie_in_every_draw():
     assert [one.probability for one in members(some)] == [1.0, 1.0]
 
 
+def test_a_cheaper_model_that_is_as_good_over_its_seeds_takes_the_dearer_one_off_the_front():
+    """Thirds of sums over other draws are the same numbers but for rounding."""
+    right_N = np.random.default_rng(1).random(400) < 0.9
+    cheap = Curve("a", np.array([0.8]), np.stack([right_N[None]] * 3), SAMPLES)
+    assert [one.probability for one in members([cheap, flat("none", [1.0], [right_N])])] == [1.0, 0.0]
+
+
 def test_a_point_far_ahead_is_surely_on_the_front():
     found = members([made_curve(accuracies=(0.6, 0.7, 0.9)), made_curve("evit", accuracies=(0.3, 0.4, 0.5))])
     assert [one.is_sure for one in found] == [True] * 3 + [False] * 3

@@ -7,7 +7,8 @@ from scipy.stats import kendalltau, spearmanr
 from tests.traces import made, made_trace
 from tokred.analysis.agreement import Pair
 from tokred.analysis.cka import cosine, debiased_cka
-from tokred.analysis.likeness import Likeness, correlations, draw_likeness, likenesses, save_likeness
+from tokred.analysis.likeness import Likeness, below_one, correlations, draw_likeness, likenesses, save_likeness
+from tokred.analysis.statistics import Estimate
 
 STATE = [[0, 0, 2, 3]] * 8
 FEATURES = np.random.RandomState(0).randn(3, 8, 5)
@@ -124,3 +125,11 @@ def test_files_are_the_figure_and_the_correlations(tmp_path):
     paths = save_likeness(MANY, [], tmp_path)
     assert [path.name for path in paths] == ["likeness.png", "likeness.svg", "likeness.csv", "correlations.csv"]
     assert save_likeness([], [], tmp_path) == []
+
+
+@pytest.mark.parametrize("half", [0.001, 0.1, 1.0, 50.0])
+@pytest.mark.parametrize("value", [-0.4, 0.3, 0.9, 0.9999999])
+def test_an_interval_near_one_holds_its_value_and_ends_where_likeness_does(value, half):
+    found = below_one(Estimate(value, value - half, value + half))
+    assert found.low <= value <= found.high <= 1
+    assert found.low >= min(-1.0, value - half)

@@ -104,7 +104,7 @@ def _spec(points: Sequence[Point], cost: str, given: dict[tuple[str, str], Look]
     metric = plain(next((point.metric for point in points), "accuracy"))
     axis = altair.Axis(tickCount=6, labelFlush=False)
     x = altair.X("x:Q", title=TITLES[cost], axis=axis, scale=altair.Scale(zero=False, padding=24))
-    y = altair.Y("y:Q", title=f"{metric}, % (higher is better)", scale=altair.Scale(zero=False, padding=12))
+    y = altair.Y("y:Q", title=f"{metric}, % (higher is better)", scale=altair.Scale(zero=False, padding=12, nice=False))
     shown = altair.Chart().transform_filter("indexof(hidden, datum.label) < 0")
     aside = altair.expr("datum.aside")
     bars = shown.encode(x=x, stroke=altair.Stroke("colour:N", scale=None))

@@ -37,7 +37,11 @@ def _file_name(text: str) -> str:
 def sentence(change: Change) -> str:
     """One sentence, with all that it rests on; of a change that could be compared."""
     row = change.after
-    paired = "paired" if change.is_paired else "unpaired: the samples are not the same, and taken as independent"
+    paired = (
+        "paired"
+        if change.is_paired
+        else "unpaired: no samples could be matched, so those of the two are taken as independent"
+    )
     alone = change.num_comparisons == 1
     family = "the only comparison" if alone else f"Holm over {change.num_comparisons} comparisons"
     return (

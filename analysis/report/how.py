@@ -24,8 +24,8 @@ PAIRED = Term(
 OF_RUNS = Term(
     "Paired and unpaired",
     "Where both runs saw the same samples, a cell is compared with itself on each of them: only those count that one run has "
-    "right and the other wrong. Where they did not, their samples are taken as independent of each other; such a difference "
-    "needs to be much larger to be detected.",
+    "right and the other wrong. Where samples cannot be matched, as of other data or another number of clips, they are taken "
+    "as independent; such a difference needs to be much larger to be detected.",
 )
 EQUAL_COMPUTE = Term(
     "Equal compute",
