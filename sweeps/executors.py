@@ -106,7 +106,7 @@ class Ray(Executor):
         self._config, self._ray = config, ray
 
     def __enter__(self) -> "Ray":
-        ours = {name: own_environment()[name] for name in ("PYTHONPATH", "PYTHONSAFEPATH", "OMP_WAIT_POLICY")}
+        ours = {name: own_environment()[name] for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
         self._is_ours = not self._ray.is_initialized()
         if self._is_ours:
             with _in_one_line("Ray cannot be reached, nor started"):

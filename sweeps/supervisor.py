@@ -203,14 +203,9 @@ def _context():
 
 
 def own_environment() -> dict[str, str]:
-    """In which Python finds this very tokred, and no module of the folder that the user happens to be in.
-
-    Threads of OpenMP that wait for each other sleep, if the user does not say otherwise: where another process has one of their
-    cores, those that spin make a pass take three times as long, or thirty.
-    """
+    """In which Python finds this very tokred, and no module of the folder that the user happens to be in."""
     roots = [str(Path(tokred.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    own = {"PYTHONPATH": os.pathsep.join(filter(None, roots)), "PYTHONSAFEPATH": "1"}
-    return {"OMP_WAIT_POLICY": "PASSIVE"} | dict(os.environ) | own
+    return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, roots)), "PYTHONSAFEPATH": "1"}
 
 
 def _set_environment(wanted: dict[str, str]) -> None:

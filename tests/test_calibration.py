@@ -242,6 +242,11 @@ def test_what_was_tried_for_one_budget_is_not_tried_again_for_another(monkeypatc
     assert other.share == pytest.approx(0.7, rel=0.01) and len(runs) == len(known)  # nothing is run twice
 
 
+def test_beside_a_jump_the_search_goes_on_between_the_nearest_of_equal_shares():
+    tried = {5.0: 0.1, 1.0: 0.4, 0.5: 0.4, 0.4: 0.9, -2.0: 0.9, -9.0: 1.0}  # it jumps between 0.5 and 0.4
+    assert calibration._ends(tried, 0.7, 5.0, -9.0) == (0.5, 0.4)
+
+
 def test_the_model_says_what_was_met():
     model = tokred.reduce(VIT, "bright", budget=0.7, calibrate_on=images())
     assert model.calibration.share == pytest.approx(0.7, rel=0.02)

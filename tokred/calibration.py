@@ -93,10 +93,14 @@ def _num_samples(batches: Sequence[Tensor]) -> int:
 
 
 def _ends(tried: dict[float, float], budget: float, most: float, least: float) -> tuple[float, float]:
-    """The nearest values on either side of the budget, of those tried and the ends of the option's range."""
+    """The nearest values on either side of the budget, of those tried and the ends of the option's range. Of several with one
+    share, as beside a jump, the one nearest to the other side."""
     below = [value for value, share in tried.items() if share < budget]
     above = [value for value, share in tried.items() if share >= budget]
-    return max(below, key=tried.__getitem__, default=most), min(above, key=tried.__getitem__, default=least)
+    return (
+        max(below, key=lambda value: (tried[value], -abs(value - least)), default=most),
+        min(above, key=lambda value: (tried[value], abs(value - most)), default=least),
+    )
 
 
 def _search(share: Callable[[float], float], budget: float, most: float, least: float, *, grain: float) -> None:
