@@ -24,6 +24,7 @@ from tokred.record import NULL, Record, Store, Timing
 from tokred.terminal import plain
 
 Item = TypeVar("Item")
+Line = TypeVar("Line", bound="AtSchedule")
 
 
 class Samples(NamedTuple):
@@ -183,6 +184,14 @@ def spanned(counts: Iterable[int]) -> str:
     """
     ends = sorted(counts)
     return " to ".join(dict.fromkeys(f"{end:,}" for end in (ends[0], ends[-1])))
+
+
+def shapes_told(lines: Iterable[Line]) -> list[Line]:
+    """The same lines, without their shape where all that have one have the same: it tells nothing apart."""
+    lines = list(lines)
+    if len({line.shape for line in lines if line.shape}) > 1:
+        return lines
+    return [replace(line, shape="") for line in lines]  # type: ignore[type-var]  # lines are dataclasses
 
 
 def _told_apart(made: Sequence[tuple[Row, list[Record]]]) -> list[tuple[Row, list[Record]]]:

@@ -126,6 +126,16 @@ def test_what_is_the_same_in_all_cells_of_a_run_does_not_keep_cells_apart(two, t
     assert len(found.changes) == 3 and ("precision", "32-true", "bf16-mixed") in found.conditions
 
 
+def test_the_shape_names_a_cell_only_where_there_are_several(two, tmp_path):
+    other = new_run(tmp_path / "other")
+    other.add("tome", share=0.5, schedule={"kind": "budget", "amount": 0.5, "shape": "stages", "layers": None})
+    settings = [
+        {row.setting for row, _ in between(before, after).lost}
+        for before, after in ((two[1], two[0]), (two[0], other.finish()))
+    ]
+    assert settings == [{"budget 0.5"}, {"unreduced", "budget 0.5, decreasing"}]
+
+
 def test_the_page_shows_both_speedups_and_every_change(two):
     path = write_comparison(*two)
     page = page_of(path)

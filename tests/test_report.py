@@ -30,7 +30,7 @@ from tokred.analysis.front import accuracies_drawn
 from tokred.analysis.look import MARKERS, UNREDUCED
 from tokred.analysis.report import write_report
 from tokred.analysis.report.chart import SHAPES, chart_of, scripts
-from tokred.analysis.report.content import content_of
+from tokred.analysis.report.content import content_of, not_compared
 from tokred.analysis.report.how import OF_ONE_RUN
 from tokred.analysis.report.page import MOST_SVG, picture
 from tokred.analysis.rows import rows, write_csv
@@ -130,6 +130,20 @@ def test_what_could_not_be_compared_stands_with_its_reason(tmp_path):
         if one.startswith("mini_cls: tome and vid_tldr were run at")
     ]
     assert "at least 50 % are needed" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "retrieval",
+            ["Methods are compared by T2V R@1 alone; the tables have the values of V2T R@5, mean R, ITC T2V R@1"],
+        ),
+        ("differing", []),  # with refused cells, which have no metric
+    ],
+)
+def test_metrics_that_are_not_compared_are_named(name, said, tmp_path):
+    assert not_compared(content_of(RUNS[name](tmp_path))) == said
 
 
 def test_unreadable_predictions_are_one_line_that_names_them(tmp_path, capsys):

@@ -161,10 +161,13 @@ def _samples(done: Sequence[Row]) -> str:
 def _uncompared(content: Content) -> list[str]:
     """Where cells have several metrics: those of which no two methods are compared."""
     compared = {claim.metric for claim in content.claims}
-    others = dict.fromkeys(row.metric for row in content.every_metric if row.metric not in compared)
+    done = [row.metric for row in content.every_metric if row.status == "done"]
+    others = dict.fromkeys(metric for metric in done if metric not in compared)
     if not compared or not others:
         return []
-    return [f"compared is {', '.join(sorted(compared))} alone, of {', '.join(others)} the table has the values"]
+    return [
+        f"Methods are compared by {', '.join(sorted(compared))} alone; the tables have the values of {', '.join(others)}"
+    ]
 
 
 def _warnings(some: Sequence[Curve]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokred.analysis.claims import Claim
 from tokred.analysis.columns import COLUMNS, percent, ratio, with_content
-from tokred.analysis.rows import Row
+from tokred.analysis.rows import Row, shapes_told
 from tokred.analysis.speeds import Speed
 from tokred.terminal import plain
 
@@ -92,13 +92,14 @@ def metrics_table(rows: Sequence[Row]) -> Table:
     done = [row for row in rows if row.status == "done"]
     shown = [
         Column("backbone", _field("backbone")),
-        *(_of_row(COLUMNS[name].title, name) for name in ("method", "schedule")),
+        *(_of_row(COLUMNS[name].title, name) for name in ("method", "schedule", "shape")),
         Column("metric", _field("metric")),
         _of_row("% [95 %]", "value"),
         _of_row("difference points [95 %]", "difference"),
         Column("n", lambda row: "" if row.num_samples is None else f"{row.num_samples:,}", lambda row: row.num_samples),
     ]
-    return table("metrics", "All metrics of all cells; in brackets 95 % intervals.", shown, done)
+    caption = "All metrics of all cells; in brackets 95 % intervals, each alone. Means of metrics have none."
+    return table("metrics", caption, shown, shapes_told(done))
 
 
 def claims_table(claims: Sequence[Claim]) -> Table:
@@ -142,7 +143,7 @@ def speeds_table(speeds: Sequence[Speed]) -> Table:
         "Ratios of time to the unreduced model in the same rounds; of method none the unreduced model beside itself, which is "
         "the control."
     )
-    return table("speeds", caption, shown, speeds)
+    return table("speeds", caption, shown, shapes_told(speeds))
 
 
 def pairs_table(name: str, caption: str, titles: tuple[str, str], pairs: Sequence[tuple[str, str]]) -> Table:
