@@ -9,6 +9,7 @@ import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -36,6 +37,7 @@ from tokred.analysis.report.page import MOST_SVG, picture
 from tokred.analysis.rows import rows, write_csv
 from tokred.analysis.table import print_table
 from tokred.record import Store
+from tokred.sealed import write_arrays
 from tokred.sweeps.cli import main
 from tokred.terminal import plain
 
@@ -152,6 +154,26 @@ def test_unreadable_predictions_are_one_line_that_names_them(tmp_path, capsys):
     path.write_bytes(b"PK\x03\x04 no archive")
     assert main(["report", str(store.folder)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {path} is not a readable record")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"label": None},
+        {"index": np.arange(3)},
+        {"prediction": np.zeros((400, 2), int)},
+        {"label": np.full(400, np.nan)},
+        {"cluster": np.arange(3)},
+    ],
+)
+def test_predictions_of_another_kind_are_one_line_that_names_them(changed, tmp_path, capsys):
+    store = RUNS["equal"](tmp_path / "run")
+    key = next(iter(store.plan()["keys"]))
+    arrays = store.predictions(key) | changed
+    write_arrays(store.predictions_path(key), {name: array for name, array in arrays.items() if array is not None})
+    assert main(["report", str(store.folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {store.predictions_path(key)} is not a readable record") and error.count("\n") == 1
 
 
 # Figures and the chart
