@@ -55,6 +55,12 @@ def reading(done: Sequence[Row]) -> list[str]:
         )
     if any(row.metric == "agreement" for row in done):
         lines.append("Agreement is the share of samples on which the prediction is the unreduced model's.")
+    if any("T2V" in row.metric for row in done):
+        lines.append(
+            "T2V R@K is the share of texts of whose K videos ranked first one is their own, V2T R@K of videos of whose K texts "
+            "one is; mean R is the mean of these shares. What begins with ITC ranks by the joint space alone, without the "
+            "matching head."
+        )
     if any(row.num_seeds > 1 for row in done):
         lines.append(
             "Of several seeds: their mean, an interval over samples and seeds, in parentheses the seeds' SD in points."

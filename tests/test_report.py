@@ -35,7 +35,8 @@ from tokred.analysis.report.content import content_of, not_compared
 from tokred.analysis.report.how import OF_ONE_RUN
 from tokred.analysis.report.page import MOST_SVG, picture
 from tokred.analysis.rows import rows, write_csv
-from tokred.analysis.table import print_table
+from tokred.analysis.speeds import speeds
+from tokred.analysis.table import print_left_out, print_metrics, print_table
 from tokred.record import Store
 from tokred.sealed import write_arrays
 from tokred.sweeps.cli import main
@@ -86,8 +87,17 @@ def test_no_line_of_markdown_claims_without_all_that_it_rests_on(name, run):
             assert has_all(line) or (line.startswith("|") and columns and INTERVAL.search(line)), line
 
 
-def test_no_line_of_latex_claims_without_all_that_it_rests_on(run):
-    path = run.folder / "tables" / "claims.tex"
+def test_no_line_of_the_terminal_claims_anything(run):
+    file = io.StringIO()
+    print_table(rows(run), Console(file=file, width=100))
+    print_metrics(rows(run, every_metric=True), Console(file=file, width=100))
+    print_left_out(speeds(run), Console(file=file, width=100))
+    assert file.getvalue() and [line for line in file.getvalue().splitlines() if compares(line)] == []
+
+
+@pytest.mark.parametrize("name", ["claims.tex", "results.tex"])
+def test_no_line_of_latex_claims_without_all_that_it_rests_on(name, run):
+    path = run.folder / "tables" / name
     lines = re.sub(r"[{}\\]", "", path.read_text()).splitlines() if path.is_file() else []
     heading = next((line for line in lines if " & " in line), "")
     for line in lines:

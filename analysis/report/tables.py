@@ -77,9 +77,10 @@ def results_table(rows: Sequence[Row]) -> Table:
     places = [Column(part, _field(part)) for part, names in parts.items() if len(names) > 1]
     constant = ", ".join(f"{part} {names[0]}" for part, names in parts.items() if len(names) == 1)
     n = Column("n", lambda row: "" if row.num_samples is None else f"{row.num_samples:,}", lambda row: row.num_samples)
+    timed = " and measured speed-up" if "speedup" in kept else ""
     caption = (
         f"All cells{f' ({constant})' if constant else ''}: {metrics}, difference to the unreduced model on the "
-        "same samples, cost and measured speed-up; in brackets 95 % intervals of n samples."
+        f"same samples, cost{timed}; in brackets 95 % intervals of n samples, each alone."
     )
     status = Column("status", _status)
     if len(done) == len(rows):
@@ -110,7 +111,11 @@ def claims_table(claims: Sequence[Claim]) -> Table:
         Column("metric", lambda one: one.metric),
         Column("difference, points [95 %]", lambda one: interval(one), lambda one: one.value),
         Column("finding", finding),
-        Column("smallest detectable, points", _smallest, lambda one: one.smallest_in_report),
+        Column(
+            "smallest detectable, points",
+            lambda one: smallest_points(one.smallest_in_report),
+            lambda one: one.smallest_in_report,
+        ),
         Column("MACs, %", _window, lambda one: one.window[0]),
         Column("n", _num_samples, lambda one: one.num_samples),
         Column("p", lambda one: f"{one.adjusted_p:.2g}", lambda one: one.adjusted_p),
@@ -118,8 +123,8 @@ def claims_table(claims: Sequence[Claim]) -> Table:
     ]
     caption = (
         "Every two methods at equal MACs: the mean difference over the budgets that both reach, paired by sample. p is adjusted "
-        "by Holm's correction for the number of comparisons; smallest detectable: what this run would have found in at least "
-        "4 of 5 repetitions. Intervals are each alone: one can leave out 0 where p, so adjusted, is above 0.05."
+        "by Holm's correction for the number of comparisons; smallest detectable: the true difference that would have been found "
+        "in at least 4 of 5 repetitions. Intervals are each alone: one can leave out 0 where p, so adjusted, is above 0.05."
     )
     return table("claims", caption, shown, claims)
 
@@ -167,8 +172,9 @@ def finding(claim: Claim) -> str:
     return f"{claim.better} beats {claim.second if claim.better == claim.first else claim.first}"
 
 
-def _smallest(claim: Claim) -> str:
-    return f"{100 * claim.smallest_in_report:.2f}"
+def smallest_points(share: float) -> str:
+    """Of a difference that could be detected; there is none above 100 points."""
+    return "none" if share > 1 else f"{100 * share:.2f}"
 
 
 def _of_row(title: str, name: str) -> Column:
