@@ -218,7 +218,7 @@ def _share(row: Row) -> str:
 
 def _speed(row: Row) -> str:
     if row.speedup is None:
-        return ""
+        return "not timed"
     ends = (
         ""
         if row.speedup_low is None or row.speedup_high is None

@@ -48,7 +48,9 @@ HOLM = Term(
 NONE_DETECTED = Term(
     "No detectable difference",
     "It does not say that two are equal. A true difference as large as the smallest detectable beside it would have been found, "
-    "after the correction, in at least 4 of 5 repetitions. A smaller one is found less often; more samples find smaller ones.",
+    "after the correction, in at least 4 of 5 repetitions. A smaller one is found less often; more samples find smaller ones. "
+    "It can lie outside the interval where hardly any sample is right in one and wrong in the other: a larger difference would "
+    "take more such samples.",
 )
 FRONT = Term(
     "Front",
