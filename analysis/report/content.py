@@ -14,7 +14,7 @@ from tokred.terminal import plain
 
 FEW_SEEDS = 5  # below, intervals over seeds may hold the truth less often than they say
 DIGESTS = ("weights", "data", "vocabulary")  # parts of a result's identity that are known by their content
-CALLED = {"agreement": "agreement with the unreduced model, in place of labels"}
+CALLED = {"agreement": "agreement, not accuracy"}
 MOST_SENTENCES = 12  # of differences that are told at the head of a report; the table has all
 
 

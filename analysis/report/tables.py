@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokred.analysis.claims import Claim
+from tokred.analysis.claims import Claim, signed
 from tokred.analysis.columns import COLUMNS, percent, ratio, with_content
 from tokred.analysis.rows import Row, shapes_told
 from tokred.analysis.speeds import Speed
@@ -162,7 +162,7 @@ def pairs_table(name: str, caption: str, titles: tuple[str, str], pairs: Sequenc
 
 def interval(one: Any) -> str:
     """Of a difference, in points."""
-    return f"{100 * one.value:+.2f} [{100 * one.low:+.2f}, {100 * one.high:+.2f}]"
+    return f"{signed(one.value)} [{signed(one.low)}, {signed(one.high)}]"
 
 
 def finding(claim: Claim) -> str:
