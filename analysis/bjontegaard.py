@@ -1,7 +1,8 @@
 """Bjontegaard's deltas, for readers of codec papers: accuracy at equal MACs and MACs at equal accuracy, of two curves of points.
 
-Piecewise cubic Hermite interpolation over ln MACs (arXiv 2304.12852). They have no intervals, and MACs at equal accuracy hang on
-where a flat curve crosses a level: the headline is ``tokred.analysis.compare.delta_auc``.
+Piecewise cubic Hermite interpolation (PCHIP) over ln MACs (arXiv 2304.12852); Akima's and one cubic give other numbers. They are
+secondary: they have no intervals, and MACs at equal accuracy hang on where a flat curve crosses a level. The headline is
+``tokred.analysis.compare.delta_auc``.
 """
 
 import numpy as np

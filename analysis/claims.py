@@ -51,17 +51,17 @@ class Claim(Difference):
         return f"{self._said()} {self._about()}"
 
     def _said(self) -> str:
-        points, ends = 100 * self.value, f"[{100 * self.low:+.2f}, {100 * self.high:+.2f}]"
+        points, ends = 100 * self.value, f"[{signed(self.low)}, {signed(self.high)}]"
         where = f"on {self.backbone} " if self.backbone else ""
         if self.better is None:
             return (
                 f"{self.first} and {self.second} {where}at equal MACs: no detectable difference "
                 f"({shown_detectable(self.smallest_in_report)}); {self.metric} of {self.first} minus {self.second} "
-                f"{points:+.2f} points, 95 % {ends}"
+                f"{signed(self.value)} points, 95 % {ends}"
             )
         loser = self.second if self.better == self.first else self.first
         if points < 0:
-            points, ends = -points, f"[{-100 * self.high:+.2f}, {-100 * self.low:+.2f}]"
+            points, ends = -points, f"[{signed(-self.high)}, {signed(-self.low)}]"
         return f"{self.better} beats {loser} {where}at equal MACs by {points:.2f} points of {self.metric}, 95 % {ends}"
 
     def _about(self) -> str:
@@ -170,6 +170,15 @@ def _claim(difference: Difference, adjusted_p: float, num_comparisons: int) -> C
     smallest = detectable(difference.error, num, degrees=difference.degrees, num_comparisons=num_comparisons)
     fields = {name.name: getattr(difference, name.name) for name in dataclass_fields(Difference)}
     return Claim(**fields, num_comparisons=num_comparisons, adjusted_p=adjusted_p, smallest_in_report=smallest)
+
+
+def signed(difference: float) -> str:
+    """In points.
+
+    >>> signed(0.0123), signed(-0.00001)
+    ('+1.23', '+0.00')
+    """
+    return f"{round(100 * difference, 2) + 0.0:+.2f}"  # + 0.0: no "-0.00"
 
 
 def shown_detectable(share: float) -> str:

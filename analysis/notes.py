@@ -3,22 +3,21 @@
 from collections.abc import Sequence
 
 from tokred.analysis.columns import percent, shapes
-from tokred.analysis.rows import Row, grouped, spanned
+from tokred.analysis.rows import Row, grouped, shapes_told, spanned
 from tokred.analysis.speeds import Speed
 
 
 def failures(rows: Sequence[Row]) -> list[str]:
     """How many cells have no result, then a line with the reason for those of a method that share it."""
-    failed = [row for row in rows if row.status != "done"]
+    failed = [row for row in shapes_told(rows) if row.status != "done"]
     alike = grouped(failed, lambda row: (row.group, row.label, row.status, row.reason))
     num_failed, num_cells = (sum(row.num_seeds for row in some) for some in (failed, rows))
-    told = [_failure(some, several=len(shapes(rows)) > 1) for some in alike]
-    return [f"{num_failed} of {num_cells} cells have no result:", *told] if failed else []
+    return [f"{num_failed} of {num_cells} cells have no result:", *map(_failure, alike)] if failed else []
 
 
 def not_timed(speeds: Sequence[Speed]) -> list[str]:
     """A line for each with its reason, or for all of one measurement where they share it."""
-    left_out = [speed for speed in speeds if speed.reason]
+    left_out = [speed for speed in shapes_told(speeds) if speed.reason]
     return [
         _not_timed(same) for same in grouped(left_out, lambda one: (one.backbone, one.mode, one.batch_size, one.reason))
     ]
@@ -30,14 +29,9 @@ def _not_timed(same: Sequence[Speed]) -> str:
     return f"Not timed: {first.backbone}, {first.mode}, batch {first.batch_size}{labels}: {first.reason}"
 
 
-def _failure(alike: Sequence[Row], *, several: bool) -> str:
-    """``several``: shapes, which are told apart then."""
+def _failure(alike: Sequence[Row]) -> str:
     first = alike[0]
-    settings = [row.setting if several else row.schedule for row in alike]
-    shown = [
-        name if row.num_seeds == 1 else f"{name}, {row.num_seeds} seeds"
-        for name, row in zip(settings, alike, strict=True)
-    ]
+    shown = [row.setting if row.num_seeds == 1 else f"{row.setting}, {row.num_seeds} seeds" for row in alike]
     reason = first.reason or "no reason given"
     return f"  {first.backbone}, {first.label} ({'; '.join(dict.fromkeys(shown))}): {first.status}: {reason}"
 
@@ -61,6 +55,12 @@ def reading(done: Sequence[Row]) -> list[str]:
         )
     if any(row.metric == "agreement" for row in done):
         lines.append("Agreement is the share of samples on which the prediction is the unreduced model's.")
+    if any("T2V" in row.metric for row in done):
+        lines.append(
+            "T2V R@K is the share of texts of whose K videos ranked first one is their own, V2T R@K of videos of whose K texts "
+            "one is; mean R is the mean of these shares. What begins with ITC ranks by the joint space alone, without the "
+            "matching head."
+        )
     if any(row.num_seeds > 1 for row in done):
         lines.append(
             "Of several seeds: their mean, an interval over samples and seeds, in parentheses the seeds' SD in points."

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import reduce
 from pathlib import Path
@@ -20,10 +20,11 @@ from tokred.analysis.statistics import (
     paired_difference_over_seeds,
     seed_sd,
 )
-from tokred.record import NULL, Record, Store, Timing
+from tokred.record import NULL, Damaged, Record, Store, Timing
 from tokred.terminal import plain
 
 Item = TypeVar("Item")
+Line = TypeVar("Line", bound="AtSchedule")
 
 
 class Samples(NamedTuple):
@@ -185,6 +186,14 @@ def spanned(counts: Iterable[int]) -> str:
     return " to ".join(dict.fromkeys(f"{end:,}" for end in (ends[0], ends[-1])))
 
 
+def shapes_told(lines: Iterable[Line]) -> list[Line]:
+    """The same lines, without their shape where all that have one have the same: it tells nothing apart."""
+    lines = list(lines)
+    if len({line.shape for line in lines if line.shape}) > 1:
+        return lines
+    return [replace(line, shape="") for line in lines]  # type: ignore[type-var]  # lines are dataclasses
+
+
 def _told_apart(made: Sequence[tuple[Row, list[Record]]]) -> list[tuple[Row, list[Record]]]:
     """Options that differ and look alike, without their control characters, get a number."""
     known: dict[tuple, list[str]] = {}
@@ -333,15 +342,23 @@ def samples_of(store: Store, record: Record, metric: str) -> Samples | None:
     if not store.predictions_path(record.key).is_file():
         return None
     arrays, how = store.predictions(record.key), of_metric(record, metric)
-    index_N, cluster_N = arrays[how.get("index", "index")], None
-    if how.get("index", "index") == "index":
-        cluster_N = arrays.get("cluster")
+    index, truth = how.get("index", "index"), "reference" if metric == "agreement" else "label"
+    used = [index, *(["cluster"] if index == "index" and "cluster" in arrays else [])]
+    used += [truth, "prediction"] if how.get("ranks") is None else [how["ranks"]]
+    _check_arrays(arrays, used, store.predictions_path(record.key))
+    index_N, cluster_N = arrays[index], arrays["cluster"] if "cluster" in used else None
     if how.get("ranks") is not None:
         return Samples(index_N, arrays[how["ranks"]] < how["at"], cluster_N)
-    truth_N = arrays["reference" if metric == "agreement" else "label"]
-    known_N = truth_N >= 0
-    right_N = (arrays["prediction"] == truth_N)[known_N]
+    known_N = arrays[truth] >= 0
+    right_N = (arrays["prediction"] == arrays[truth])[known_N]
     return Samples(index_N[known_N], right_N, None if cluster_N is None else cluster_N[known_N])
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray], names: Sequence[str], path: Path) -> None:
+    found = [arrays[name] for name in names if name in arrays]
+    whole = all(array.ndim == 1 and array.dtype.kind in "iu" for array in found)
+    if len(found) < len(names) or not whole or len({len(array) for array in found}) > 1:
+        raise Damaged(path, f"{', '.join(names)} must be there, a whole number for each sample")
 
 
 def aligned(samples: Sequence[Samples | None]) -> Samples | None:

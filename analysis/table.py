@@ -76,14 +76,15 @@ def _kind(metric: str) -> str:
 
 def _metrics_table(cells: Sequence[Sequence[Row]], metrics: Sequence[str]) -> Table:
     table = _empty_table()
-    for name in ("method", "schedule"):
+    names = [name for name in ("method", "schedule", "shape") if name in with_content([cell[0] for cell in cells])]
+    for name in names:
         table.add_column(COLUMNS[name].title, max_width=_WORDS_WIDTH, overflow="fold")
     for metric in metrics:
         table.add_column(Text(metric), justify="right", no_wrap=True)
     for cell in cells:
         by_name = {row.metric: _short(row) for row in cell}
-        first = cell[0]
-        table.add_row(Text(first.label), Text(first.schedule), *(Text(by_name.get(metric, "")) for metric in metrics))
+        words = [COLUMNS[name].cell(cell[0]) for name in names]
+        table.add_row(*map(Text, words), *(Text(by_name.get(metric, "")) for metric in metrics))
     return table
 
 

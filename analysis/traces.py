@@ -3,7 +3,8 @@
 Dimension key: S samples, R reducing layers, P input tokens without the prefix, C channels, D drawn samples, F frames.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
@@ -13,7 +14,9 @@ from scipy.stats import t
 
 from tokred.analysis.rows import Row, grouped, rows_with_records
 from tokred.analysis.statistics import Estimate, standard_error
-from tokred.record import Record, Store
+from tokred.record import MOST_LAYERS, Damaged, Record, Store
+
+WHOLE = ("index_S", "num_spread", "grid", "depth", "layer_R", "first_RSP")  # arrays of a trace of whole numbers
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,10 @@ def seed_pairs(a: Traced, b: Traced) -> list[tuple[Trace, Trace]]:
 def _read(record: Record, store: Store, telling: bool) -> Trace | None:
     if record.status != "done" or (arrays := store.trace(record.key)) is None:
         return None
+    try:
+        _check(arrays)
+    except ValueError as error:
+        raise Damaged(store.trace_path(record.key), error, "trace") from error
     trace = Trace(
         arrays["index_S"],
         (int(arrays["grid"][0]), int(arrays["grid"][1]), int(arrays["grid"][2])),
@@ -166,6 +173,25 @@ def _read(record: Record, store: Store, telling: bool) -> Trace | None:
         arrays.get("object_SP"),
     )
     return trace if telling else trace.cut(trace.index_S[: int(arrays["num_spread"])])
+
+
+def _check(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError where an array is missing or of another kind, or where the lengths that names end in differ."""
+    lengths: dict[str, int] = {}
+    for name in (*WHOLE, "size_RSP", "feature_SC", *(["object_SP"] if "object_SP" in arrays else [])):
+        if name not in arrays or arrays[name].dtype.kind not in ("iu" if name in WHOLE else "iuf"):
+            raise ValueError(f"{name} must be there, of {'whole ' if name in WHOLE else ''}numbers")
+        axes = {"grid": "G", "depth": "", "num_spread": ""}.get(name, name.rpartition("_")[2])
+        shape = arrays[name].shape
+        if len(shape) != len(axes) or any(
+            lengths.setdefault(*pair) != pair[1] for pair in zip(axes, shape, strict=True)
+        ):
+            raise ValueError(f"{name} has the shape {shape}, which does not fit the others")
+    first_RSP, grid = arrays["first_RSP"], arrays["grid"].tolist()
+    if lengths["G"] != 3 or min(grid) < 1 or math.prod(grid) != lengths["P"]:
+        raise ValueError(f"a grid of {grid} does not have {lengths['P']} tokens")
+    if np.any((first_RSP < -1) | (first_RSP >= lengths["P"])) or not 0 <= arrays["depth"] <= MOST_LAYERS:
+        raise ValueError("groups must be places of tokens, and layers be countable")
 
 
 def _of_same_samples(group: list[Traced]) -> list[Traced]:

@@ -75,7 +75,7 @@ def test_other_data_are_not_paired_and_that_is_said(two, tmp_path):
     change = change_of(between(two[0], other), "tome")
     assert not change.is_paired and change.low < change.value < change.high
     assert (
-        "unpaired: no samples could be matched, so those of the two are taken as independent; n = 400 before, 400 after"
+        "unpaired: no samples of the two runs could be matched, so they are taken as independent; n = 400 before and 400 after"
         in sentence(change)
     )
 
@@ -126,6 +126,16 @@ def test_what_is_the_same_in_all_cells_of_a_run_does_not_keep_cells_apart(two, t
     assert len(found.changes) == 3 and ("precision", "32-true", "bf16-mixed") in found.conditions
 
 
+def test_the_shape_names_a_cell_only_where_there_are_several(two, tmp_path):
+    other = new_run(tmp_path / "other")
+    other.add("tome", share=0.5, schedule={"kind": "budget", "amount": 0.5, "shape": "stages", "layers": None})
+    settings = [
+        {row.setting for row, _ in between(before, after).lost}
+        for before, after in ((two[1], two[0]), (two[0], other.finish()))
+    ]
+    assert settings == [{"budget 0.5"}, {"unreduced", "budget 0.5, decreasing"}]
+
+
 def test_the_page_shows_both_speedups_and_every_change(two):
     path = write_comparison(*two)
     page = page_of(path)
@@ -133,7 +143,7 @@ def test_the_page_shows_both_speedups_and_every_change(two):
     assert any(one.get("speed-up before, x [95 %]", "").startswith("1.50") for one in page.rows)
     assert any(one.get("speed-up after, x [95 %]", "").startswith("1.80") for one in page.rows)
     (row,) = [one for one in page.rows if one.get("cell", "").startswith("tome") and "finding" in one]
-    assert (row["finding"], row["samples"], row["n"], row["comparisons"]) == ("lower", "paired", "400", "3")
+    assert (row["finding"], row["compared"], row["n"], row["comparisons"]) == ("lower", "paired", "400", "3")
 
 
 def test_the_same_two_runs_make_the_same_bytes(two, tmp_path):

@@ -79,7 +79,7 @@ def run(tmp_path):
     run.add("none", num_samples=3)
     run.add("tome", share=0.5, accuracy=0.3, num_samples=3)
     frames = {"frame_index_D": np.arange(3), "frame_time_F": np.array([0]), "frames_DFHWC": np.stack([FRAMES] * 3)}
-    none = made_trace([[0, 1, 2, 3]] * 3, layers=(), depth=1, grid=GRID)
+    none = made_trace([[0, 1, 2, 3]] * 3, depth=1, grid=GRID)
     run.store.add_trace(run.keys[0], stored(none) | frames)
     run.store.add_trace(run.keys[1], stored(made_trace([[0, 1, 0, -1]] * 3, grid=GRID)))
     return run
@@ -107,5 +107,5 @@ def test_the_csv_tells_what_became_of_each_sample(run, tmp_path):
 
 
 def test_without_frames_there_is_no_overlay(run, tmp_path):
-    run.store.add_trace(run.keys[0], stored(made_trace([[0, 1, 2, 3]] * 3, layers=(), depth=1)))
+    run.store.add_trace(run.keys[0], stored(made_trace([[0, 1, 2, 3]] * 3, depth=1)))
     assert save_overlays(run.finish(), tmp_path / "out") == []

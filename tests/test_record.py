@@ -22,8 +22,14 @@ def store(tmp_path):
     return Store(tmp_path / "run").create()
 
 
+CELL = {"method": "tome", "options": {}, "backbone": "mini_cls", "weights": None, "data": "a", "seed": None}
+COUNTS = {"metric": "accuracy", "num_samples": 3, "num_correct": 2, "num_broken": 0}
+COSTS = {"num_input_tokens": 9, "tokens": [5], "gmacs": 0.5, "gmacs_unreduced": 1.0}
+
+
 def record(key="a" * 8, **changed):
-    return Record(key, {"method": "tome"}, "done", None, {"num_correct": 2}, {"torch": "2"}, **changed)
+    cell = CELL | {"schedule": {"kind": "budget", "amount": 0.5}}
+    return Record(key, cell, "done", None, COUNTS | COSTS, {"torch": "2"}, **changed)
 
 
 def test_a_record_comes_back_as_it_was(store):
@@ -58,7 +64,12 @@ def test_a_timing_of_the_first_schema_is_still_read(store):
     assert {model.verdict for model in found.models.values()} == {"noisy"} and found.models.keys() == {NULL, "a"}
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"schema": 1}', '{"schema": 9}', '{"schema": 2, "models": {"a": 1}}'])
+SHORT = FIRST.replace("[2.0, 1.9, 2.1]", "[2.0, 1.9]")
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", '{"schema": 1}', '{"schema": 9}', '{"schema": 2, "models": {"a": 1}}', SHORT]
+)
 def test_a_file_that_is_no_timing_is_one_line_that_names_it(content, store):
     path = store.timings / "a.json"
     path.write_text(content)
@@ -134,6 +145,53 @@ def test_a_file_that_is_no_record_is_one_line_that_names_it(content, store):
     with pytest.raises(ValueError, match="is not a readable record") as error:
         store.get("a")
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def deep(levels):
+    return "[" * levels + "]" * levels
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("result.gmacs", "NaN", "NaN is no finite number"),
+        ("result.gmacs", "1e999", "1e999 is no finite number"),
+        ("result.gmacs", '"many"', "result.gmacs must be int or float, not 'many'"),
+        ("result.gmacs_unreduced", "0", "MACs must be above 0"),
+        ("result.num_samples", "1", "result has 2 right of 1 samples"),
+        ("result.num_samples", "9" * 400, "a whole number has 400 digits"),
+        ("result.tokens", "[5, null]", "result.tokens[1] must be int or float, not None"),
+        ("result.metrics", '{"accuracy": {}}', "metrics 'accuracy' has no value"),
+        ("result.broken", '[["a"]]', "result.broken must hold pairs"),
+        ("cell.schedule.amount", "[]", "cell.schedule.amount must be int or float, not []"),
+        ("cell.seed", "true", "cell.seed must be int or nothing, not True"),
+        ("cell.options", deep(50), "cell.options must be dict"),
+        ("cell.weights", deep(200), "nested in more than 100 levels"),
+        ("cell.weights", deep(10**5), "recursion"),
+        ("status", "3", "record.status must be str, not 3"),
+    ],
+)
+def test_a_record_with_a_part_of_another_kind_is_one_line_that_names_it(field, value, said, store):
+    store.add(record())
+    path = store.cells / f"{record().key}.json"
+    content = json.loads(path.read_text())
+    *way, name = field.split(".")
+    place = content
+    for part in way:
+        place = place[part]
+    place[name] = "here"
+    del content["sha256"]
+    path.write_text(json.dumps(content).replace('"here"', value))
+    with pytest.raises(ValueError, match="is not a readable record") as error:
+        store.get(record().key)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ['{"keys": 3}', '{"keys": [3]}', '{"keys": [], "timings": 3}', '{"keys": [NaN]}'])
+def test_a_plan_of_another_kind_is_one_line_that_names_it(content, store):
+    (store.folder / "plan.json").write_text(content)
+    with pytest.raises(ValueError, match="plan.json is not a readable"):
+        store.plan()
 
 
 def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path):
@@ -272,7 +330,7 @@ def test_a_key_of_what_is_no_number_is_refused():
 
 def test_a_record_is_json_that_others_can_read(store):
     store.add(record())
-    assert json.loads((store.cells / f"{record().key}.json").read_text())["result"] == {"num_correct": 2}
+    assert json.loads((store.cells / f"{record().key}.json").read_text())["result"] == COUNTS | COSTS
 
 
 # Wilson's interval

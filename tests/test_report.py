@@ -9,6 +9,7 @@ import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -30,12 +31,14 @@ from tokred.analysis.front import accuracies_drawn
 from tokred.analysis.look import MARKERS, UNREDUCED
 from tokred.analysis.report import write_report
 from tokred.analysis.report.chart import SHAPES, chart_of, scripts
-from tokred.analysis.report.content import content_of
+from tokred.analysis.report.content import content_of, not_compared
 from tokred.analysis.report.how import OF_ONE_RUN
 from tokred.analysis.report.page import MOST_SVG, picture
 from tokred.analysis.rows import rows, write_csv
-from tokred.analysis.table import print_table
+from tokred.analysis.speeds import speeds
+from tokred.analysis.table import print_left_out, print_metrics, print_table
 from tokred.record import Store
+from tokred.sealed import write_arrays
 from tokred.sweeps.cli import main
 from tokred.terminal import plain
 
@@ -84,8 +87,17 @@ def test_no_line_of_markdown_claims_without_all_that_it_rests_on(name, run):
             assert has_all(line) or (line.startswith("|") and columns and INTERVAL.search(line)), line
 
 
-def test_no_line_of_latex_claims_without_all_that_it_rests_on(run):
-    path = run.folder / "tables" / "claims.tex"
+def test_no_line_of_the_terminal_claims_anything(run):
+    file = io.StringIO()
+    print_table(rows(run), Console(file=file, width=100))
+    print_metrics(rows(run, every_metric=True), Console(file=file, width=100))
+    print_left_out(speeds(run), Console(file=file, width=100))
+    assert file.getvalue() and [line for line in file.getvalue().splitlines() if compares(line)] == []
+
+
+@pytest.mark.parametrize("name", ["claims.tex", "results.tex"])
+def test_no_line_of_latex_claims_without_all_that_it_rests_on(name, run):
+    path = run.folder / "tables" / name
     lines = re.sub(r"[{}\\]", "", path.read_text()).splitlines() if path.is_file() else []
     heading = next((line for line in lines if " & " in line), "")
     for line in lines:
@@ -132,12 +144,46 @@ def test_what_could_not_be_compared_stands_with_its_reason(tmp_path):
     assert "at least 50 % are needed" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "retrieval",
+            ["Methods are compared by T2V R@1 alone; the tables have the values of V2T R@5, mean R, ITC T2V R@1"],
+        ),
+        ("differing", []),  # with refused cells, which have no metric
+    ],
+)
+def test_metrics_that_are_not_compared_are_named(name, said, tmp_path):
+    assert not_compared(content_of(RUNS[name](tmp_path))) == said
+
+
 def test_unreadable_predictions_are_one_line_that_names_them(tmp_path, capsys):
     store = RUNS["equal"](tmp_path / "run")
     path = next(store.cells.glob("*.npz"))
     path.write_bytes(b"PK\x03\x04 no archive")
     assert main(["report", str(store.folder)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {path} is not a readable record")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"label": None},
+        {"index": np.arange(3)},
+        {"prediction": np.zeros((400, 2), int)},
+        {"label": np.full(400, np.nan)},
+        {"cluster": np.arange(3)},
+    ],
+)
+def test_predictions_of_another_kind_are_one_line_that_names_them(changed, tmp_path, capsys):
+    store = RUNS["equal"](tmp_path / "run")
+    key = next(iter(store.plan()["keys"]))
+    arrays = store.predictions(key) | changed
+    write_arrays(store.predictions_path(key), {name: array for name, array in arrays.items() if array is not None})
+    assert main(["report", str(store.folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {store.predictions_path(key)} is not a readable record") and error.count("\n") == 1
 
 
 # Figures and the chart

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from tests.records import NUM_SAMPLES, add_retrieval, full_run, new_run
+from tokred.analysis.report.tables import metrics_table
 from tokred.analysis.rows import Row, rows, write_csv
 from tokred.analysis.speeds import speeds
 from tokred.analysis.statistics import accuracy_over_seeds
@@ -340,7 +341,7 @@ def test_what_was_not_timed_is_said_with_its_reason(tmp_path):
     file = io.StringIO()
     print_left_out(speeds(run.finish()), Console(file=file, width=120))
     assert sorted(file.getvalue().splitlines()) == [
-        "Not timed: mini_cls, compiled, batch 8, ats budget 0.5, decreasing: it has no one graph",
+        "Not timed: mini_cls, compiled, batch 8, ats budget 0.5: it has no one graph",
         "Not timed: mini_cls, eager, batch 64: out of memory",
     ]
 
@@ -481,6 +482,13 @@ def test_the_tables_of_metrics_hold_each_one_and_fit_the_console(found, width):
 def test_recalls_of_the_joint_space_alone_stand_apart(found):
     (first, second) = [line for line in printed_metrics(found[0], 200).splitlines() if line.startswith("method")]
     assert "mean R" in first and "ITC" not in first and "ITC T2V R@1" in second
+
+
+def test_rows_of_several_shapes_are_told_apart_in_the_tables_of_metrics(found):
+    several = [replace(row, shape=shape) for row in found[0] for shape in ("constant", "stages")]
+    assert " stages " in printed_metrics(several, 200) and " shape " not in printed_metrics(found[0], 200)
+    headings = [[heading.text for heading in metrics_table(some).headings] for some in (several, found[0])]
+    assert ["shape" in some for some in headings] == [True, False]
 
 
 def test_one_metric_needs_no_table_of_metrics(full):

@@ -97,6 +97,25 @@ def test_picked_samples_are_there_for_pictures(store):
     assert {tuple(one.traces[0].index_S) for one in read_traces(store, telling=True)} == {(1, 2, 3)}
 
 
+@pytest.mark.parametrize(
+    ("name", "array", "said"),
+    [
+        ("first_RSP", None, "first_RSP must be there"),
+        ("feature_SC", np.zeros((2, 3)), "feature_SC has the shape"),
+        ("grid", np.array([1, 1, 4]), "does not have 3 tokens"),
+        ("first_RSP", np.full((1, 5, 3), 3), "groups must be places of tokens"),
+        ("index_S", np.full(5, np.nan), "index_S must be there, of whole numbers"),
+    ],
+)
+def test_a_trace_of_another_kind_is_one_line_that_names_it(name, array, said, store):
+    key = store.plan()["keys"][0]
+    arrays = (store.trace(key) or {}) | {name: array}
+    store.add_trace(key, {part: one for part, one in arrays.items() if one is not None})
+    with pytest.raises(ValueError, match="is not a readable trace") as error:
+        read_traces(store)
+    assert said in str(error.value) and str(store.trace_path(key)) in str(error.value)
+
+
 def test_cells_without_a_trace_are_left_out(store):
     store.trace_path(store.planned()[1].key).unlink()
     assert [one.row.method for one in read_traces(store)] == ["none", "evit"]

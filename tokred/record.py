@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from tokred.expected import PLAN, RECORD, check, check_cell, check_result, check_timing
 from tokred.memo import FileMemo
 from tokred.sealed import Damaged, read_archive, read_arrays, read_json, write_arrays, write_json
 
@@ -185,8 +186,10 @@ class Store:
                 f"{self.folder} is no run folder: it has no plan.json; sweeps name theirs in their first line"
             )
         plan = read_json(path)
-        if not isinstance(plan.get("keys"), list):
-            raise Damaged(path, "it names no cells", "plan")
+        try:
+            check(plan, PLAN, "plan")
+        except ValueError as error:
+            raise Damaged(path, error, "plan") from error
         return plan
 
     def predictions_path(self, key: str) -> Path:
@@ -330,6 +333,10 @@ def _checked(path: Path, digest: str | None = None) -> None:
 def _record(*, predictions: str | None = None, **content: Any) -> Record:
     """``predictions``: the hash of theirs; since schema 2."""
     record = Record(**content)
+    check(vars(record), RECORD, "record")
+    check_cell(record.cell)
+    if record.status == "done":
+        check_result(record.result)
     by_layer = [record.result.get(name) for name in ("tokens", "requested_tokens", "gmacs_by_layer")]
     for values in (*by_layer, record.cell.get("schedule", {}).get("layers")):
         if isinstance(values, list | dict) and len(values) > MOST_LAYERS:
@@ -339,9 +346,12 @@ def _record(*, predictions: str | None = None, **content: Any) -> Record:
 
 def _timing(*, schema: int, **content: Any) -> Timing:
     if schema == 1:
-        return _first_timing(**content)
-    content["models"] = {key: Timed(**model) for key, model in content["models"].items()}
-    return Timing(**content, schema=schema)
+        timing = _first_timing(**content)
+    else:
+        content["models"] = {key: Timed(**model) for key, model in content["models"].items()}
+        timing = Timing(**content, schema=schema)
+    check_timing(asdict(timing))
+    return timing
 
 
 def _first_timing(times_ms: dict, speedup: dict, verdict: str, unreduced: str, null: str, **content: Any) -> Timing:

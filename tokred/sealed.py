@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+MOST_DEPTH = 100  # of JSON: a setting is a list of lists at most, and what reads it may take four calls for each
+MOST_DIGITS = 18  # of a whole number: what has more is none that anything counts
 MOST_JSON_BYTES = 64 * 2**20  # parsed, JSON takes up to some twenty times its size
 MOST_ARRAY_BYTES = 2**30  # of an archive, unpacked; 32 traced clips of 12 frames of 224 x 224 are 58 MB
 SEAL_BYTES = 67  # of either kind of file, at its end
@@ -47,15 +49,42 @@ def read_json(path: Path) -> dict[str, Any]:
     """What was written. Raises Damaged where the file is anything else."""
     try:
         text = _read(path, MOST_JSON_BYTES).decode()
-        content = json.loads(text)
+        content = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
         if not isinstance(content, dict):
             raise ValueError("no object")
+        _check_depth(content)
     except (ValueError, RecursionError) as error:
         raise Damaged(path, error) from error
     if "sha256" in content and text != _sealed(text.rpartition(',\n"sha256"')[0]):
         raise Damaged(path, "its hash is another")
     content.pop("sha256", None)
     return content
+
+
+def _whole(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a whole number has {len(text)} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):  # 1e999, NaN, Infinity
+        raise ValueError(f"{shorten(text, 20, placeholder='...')} is no finite number")
+    return number
+
+
+def _check_depth(content: Any) -> None:
+    level = [content]
+    for _ in range(MOST_DEPTH):
+        level = [
+            part
+            for one in level
+            if isinstance(one, dict | list)
+            for part in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested in more than {MOST_DEPTH} levels")
 
 
 def seal_of(path: Path) -> str:

@@ -15,7 +15,7 @@ from tokred.analysis.claims import LEVEL, holm
 from tokred.analysis.compare import NUM_SIGNS, delta_auc, difference_over
 from tokred.analysis.curves import Curve, identity_of
 from tokred.analysis.report.content import conditions_of, finished_records, name_of
-from tokred.analysis.rows import Row, aligned, rows_with_records, samples_of
+from tokred.analysis.rows import Row, aligned, rows_with_records, samples_of, shapes_told
 from tokred.analysis.statistics import Z, detectable
 from tokred.record import Record, Store
 
@@ -78,7 +78,7 @@ def between(before: Store, after: Store) -> Between:
     """Raises ValueError where one of the folders holds no finished cell."""
     records = [finished_records(store) for store in (before, after)]
     dropped = _alike_within(records)
-    earlier, later = (_by_name(store, dropped) for store in (before, after))
+    earlier, later = _without_one_shape(*(_by_name(store, dropped) for store in (before, after)))
     both = [name for name in earlier if name in later]
     done = [name for name in both if _is_done(earlier[name]) and _is_done(later[name])]
     return Between(
@@ -110,6 +110,12 @@ def _by_name(store: Store, dropped: set[str]) -> dict[str, Cell]:
         if _text(axes) not in found or row.status == "done":
             found[_text(axes)] = row, records
     return found
+
+
+def _without_one_shape(*runs: dict[str, Cell]) -> list[dict[str, Cell]]:
+    """The shape names a cell only where the cells of both have several."""
+    told = iter(shapes_told(row for cells in runs for row, _ in cells.values()))
+    return [{name: (next(told), records) for name, (_, records) in cells.items()} for cells in runs]
 
 
 def _is_done(cell: Cell) -> bool:

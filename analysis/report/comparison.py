@@ -1,6 +1,8 @@
 """The page on what changed between two runs."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tokred.analysis.claims import shown_detectable
@@ -9,9 +11,11 @@ from tokred.analysis.report.between import Between, Change, between
 from tokred.analysis.report.content import counted
 from tokred.analysis.report.how import OF_TWO_RUNS
 from tokred.analysis.report.page import render
-from tokred.analysis.report.tables import Column, Table, interval, table
-from tokred.analysis.rows import Row, write_whole
+from tokred.analysis.report.tables import Column, Table, interval, smallest_points, table
+from tokred.analysis.rows import Row, spanned, write_whole
 from tokred.record import Store
+
+INDEPENDENT = "no samples of the two runs could be matched, so they are taken as independent"
 
 
 def write_comparison(before: Store, after: Store, path: str | Path | None = None) -> Path:
@@ -37,39 +41,45 @@ def _file_name(text: str) -> str:
 def sentence(change: Change) -> str:
     """One sentence, with all that it rests on; of a change that could be compared."""
     row = change.after
-    paired = (
-        "paired"
-        if change.is_paired
-        else "unpaired: no samples could be matched, so those of the two are taken as independent"
-    )
+    paired = "paired" if change.is_paired else f"unpaired: {INDEPENDENT}"
+    counts = f"n = {change.num_samples:,}" if change.is_paired else _counts([change])
     alone = change.num_comparisons == 1
     family = "the only comparison" if alone else f"Holm over {change.num_comparisons} comparisons"
     return (
         f"{_named(row)} on {row.backbone}: {row.metric} {percent(change.before.value or 0)} before and "
-        f"{percent(row.value or 0)} after, {interval(change)} points ({paired}; n = {_num(change)}; "
+        f"{percent(row.value or 0)} after, {interval(change)} points ({paired}; {counts}; "
         f"p {'< 0.0001' if change.p < 1e-4 else f'= {change.p:.2g}'}, {family})."
     )
 
 
 def _num(change: Change) -> str:
-    """Of unpaired samples those of each run."""
+    """Of unpaired samples those before and those after."""
     if not change.num_samples:
         return ""
     if change.is_paired:
         return f"{change.num_samples:,}"
-    return f"{change.before.num_samples:,} before, {change.after.num_samples:,} after"
+    return f"{change.before.num_samples:,} and {change.after.num_samples:,}"
+
+
+def _counts(unpaired: Sequence[Change]) -> str:
+    before, after = (
+        spanned(getattr(change, end).num_samples or 0 for change in unpaired) for end in ("before", "after")
+    )
+    return f"n = {before} before and {after} after"
 
 
 def _sentences(found: Between) -> list[str]:
     compared, detected = found.compared, sum(change.is_detected for change in found.compared)
     both = f"{counted(len(found.changes), 'cell')} done in both runs, {len(compared)} compared"
-    unpaired = sum(not change.is_paired for change in compared)
+    unpaired = [change for change in compared if not change.is_paired]
     same = sum(change.num_changed == 0 for change in compared)
     others = [change for change in compared if not change.is_detected and change.num_changed != 0]
     smallest = max((change.smallest for change in others), default=None)
-    said = [f"{both}{f', {unpaired} of them unpaired' if unpaired else ''}."]
+    said = [f"{both}{f', {len(unpaired)} of them unpaired: {INDEPENDENT}, {_counts(unpaired)}' if unpaired else ''}."]
     if compared:
-        said.append(f"Detectable difference, after Holm's correction: {detected} of {len(compared)}.")
+        said.append(
+            f"Detectable difference, after Holm's correction over all that were compared: {detected} of {len(compared)}."
+        )
     else:
         said.append("No cell could be compared.")
     if same:
@@ -77,36 +87,48 @@ def _sentences(found: Between) -> list[str]:
     if smallest is not None:
         though = "" if unpaired else " though samples changed"
         said.append(
-            f"Where none was detected{though}: {shown_detectable(smallest)}, at the cell where that is largest."
+            f"Where none was detected{though}: {shown_detectable(smallest)} at the cell where that is largest; the table has all."
         )
     return [*said, f"Done before and not after: {len(found.lost)}. Done after and not before: {len(found.gained)}."]
 
 
 def _changes(found: Between) -> Table:
+    metrics = {row.metric for change in found.changes for row in (change.before, change.after)}
     columns = [
         *_names(),
-        Column("metric", lambda one: one.after.metric),
+        *([Column("metric", lambda one: one.after.metric)] if len(metrics) > 1 else []),
         Column("before, %", lambda one: _percent(one.before), lambda one: one.before.value),
         Column("after, %", lambda one: _percent(one.after), lambda one: one.after.value),
         Column(
             "difference, points [95 %]", lambda one: "" if one.value is None else interval(one), lambda one: one.value
         ),
         Column("finding", _finding),
-        Column("samples", lambda one: "" if one.value is None else "paired" if one.is_paired else "unpaired"),
+        Column("smallest detectable, points", _smallest, lambda one: None if one.value is None else one.smallest),
+        Column("compared", lambda one: "" if one.value is None else "paired" if one.is_paired else "unpaired"),
         Column("n", _num, lambda one: one.num_samples),
         Column(
             "changed", lambda one: "" if one.num_changed is None else str(one.num_changed), lambda one: one.num_changed
         ),
         Column("p", lambda one: "" if one.value is None else f"{one.p:.2g}", lambda one: one.p),
         Column("comparisons", lambda one: str(one.num_comparisons or ""), lambda one: one.num_comparisons),
-        Column("MACs before, %", lambda one: _share(one.before), lambda one: one.before.gmacs_share),
-        Column("MACs after, %", lambda one: _share(one.after), lambda one: one.after.gmacs_share),
+        *_shares(found),
     ]
+    changed = any(change.num_changed is not None for change in found.changes)
+    metric = f", {min(metrics)}" if len(metrics) == 1 else ""
+    samples = "; changed: how many samples one run has right and the other wrong" if changed else ""
     caption = (
-        "Cells of both runs: the second minus the first. p is adjusted by Holm's correction for the number of comparisons; "
-        "changed: how many samples one run has right and the other wrong."
+        f"Cells of both runs{metric}: after minus before. p is adjusted by Holm's correction for the number of comparisons"
+        f"{samples}. Intervals are each alone: one can leave out 0 where p, so adjusted, is above 0.05."
     )
     return table("changes", caption, columns, found.changes)
+
+
+def _shares(found: Between) -> list[Column]:
+    """One column, where no cell has other MACs than it had."""
+    before = Column("MACs before, %", lambda one: _share(one.before), lambda one: one.before.gmacs_share)
+    after = Column("MACs after, %", lambda one: _share(one.after), lambda one: one.after.gmacs_share)
+    same = all(_share(one.before) == _share(one.after) for one in found.changes)
+    return [replace(after, title="MACs, %")] if same else [before, after]
 
 
 def _speeds(found: Between) -> Table:
@@ -179,7 +201,11 @@ def _finding(change: Change) -> str:
         return "the same on every sample"
     if change.is_detected:
         return "higher" if change.value > 0 else "lower"
-    return f"no detectable difference ({shown_detectable(change.smallest)})"
+    return "no detectable difference"
+
+
+def _smallest(change: Change) -> str:
+    return "" if change.value is None or change.num_changed == 0 else smallest_points(change.smallest)
 
 
 def _percent(row: Row) -> str:
@@ -192,7 +218,7 @@ def _share(row: Row) -> str:
 
 def _speed(row: Row) -> str:
     if row.speedup is None:
-        return ""
+        return "not timed"
     ends = (
         ""
         if row.speedup_low is None or row.speedup_high is None

@@ -14,6 +14,7 @@ from tokred.terminal import plain
 
 FEW_SEEDS = 5  # below, intervals over seeds may hold the truth less often than they say
 DIGESTS = ("weights", "data", "vocabulary")  # parts of a result's identity that are known by their content
+CALLED = {"agreement": "agreement, not accuracy"}
 MOST_SENTENCES = 12  # of differences that are told at the head of a report; the table has all
 
 
@@ -123,7 +124,7 @@ def conditions_of(records: Sequence[Record]) -> dict[str, list[str]]:
         about: dict[str, Any] = {part: names[part] for part in ("backbone", "weights", "data")}
         about |= {"precision": record.cell.get("precision"), "seeds": record.cell.get("seed")}
         for name, value in (record.result.get("identity") or {}).items():
-            about[f"digest of {name}" if name in DIGESTS else name] = value
+            about[f"digest of {name}" if name in DIGESTS else CALLED.get(name, name)] = value
         about |= {name: value for name, value in record.conditions.items() if name not in ("finished", "precision")}
         for name, value in about.items():
             if value is not None:
@@ -161,10 +162,13 @@ def _samples(done: Sequence[Row]) -> str:
 def _uncompared(content: Content) -> list[str]:
     """Where cells have several metrics: those of which no two methods are compared."""
     compared = {claim.metric for claim in content.claims}
-    others = dict.fromkeys(row.metric for row in content.every_metric if row.metric not in compared)
+    done = [row.metric for row in content.every_metric if row.status == "done"]
+    others = dict.fromkeys(metric for metric in done if metric not in compared)
     if not compared or not others:
         return []
-    return [f"compared is {', '.join(sorted(compared))} alone, of {', '.join(others)} the table has the values"]
+    return [
+        f"Methods are compared by {', '.join(sorted(compared))} alone; the tables have the values of {', '.join(others)}"
+    ]
 
 
 def _warnings(some: Sequence[Curve]) -> list[str]:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokred.analysis.claims import Claim
+from tokred.analysis.claims import Claim, signed
 from tokred.analysis.columns import COLUMNS, percent, ratio, with_content
-from tokred.analysis.rows import Row
+from tokred.analysis.rows import Row, shapes_told
 from tokred.analysis.speeds import Speed
 from tokred.terminal import plain
 
@@ -77,9 +77,10 @@ def results_table(rows: Sequence[Row]) -> Table:
     places = [Column(part, _field(part)) for part, names in parts.items() if len(names) > 1]
     constant = ", ".join(f"{part} {names[0]}" for part, names in parts.items() if len(names) == 1)
     n = Column("n", lambda row: "" if row.num_samples is None else f"{row.num_samples:,}", lambda row: row.num_samples)
+    timed = " and measured speed-up" if "speedup" in kept else ""
     caption = (
         f"All cells{f' ({constant})' if constant else ''}: {metrics}, difference to the unreduced model on the "
-        "same samples, cost and measured speed-up; in brackets 95 % intervals of n samples."
+        f"same samples, cost{timed}; in brackets 95 % intervals of n samples, each alone."
     )
     status = Column("status", _status)
     if len(done) == len(rows):
@@ -92,13 +93,14 @@ def metrics_table(rows: Sequence[Row]) -> Table:
     done = [row for row in rows if row.status == "done"]
     shown = [
         Column("backbone", _field("backbone")),
-        *(_of_row(COLUMNS[name].title, name) for name in ("method", "schedule")),
+        *(_of_row(COLUMNS[name].title, name) for name in ("method", "schedule", "shape")),
         Column("metric", _field("metric")),
         _of_row("% [95 %]", "value"),
         _of_row("difference points [95 %]", "difference"),
         Column("n", lambda row: "" if row.num_samples is None else f"{row.num_samples:,}", lambda row: row.num_samples),
     ]
-    return table("metrics", "All metrics of all cells; in brackets 95 % intervals.", shown, done)
+    caption = "All metrics of all cells; in brackets 95 % intervals, each alone. Means of metrics have none."
+    return table("metrics", caption, shown, shapes_told(done))
 
 
 def claims_table(claims: Sequence[Claim]) -> Table:
@@ -109,7 +111,11 @@ def claims_table(claims: Sequence[Claim]) -> Table:
         Column("metric", lambda one: one.metric),
         Column("difference, points [95 %]", lambda one: interval(one), lambda one: one.value),
         Column("finding", finding),
-        Column("smallest detectable, points", _smallest, lambda one: one.smallest_in_report),
+        Column(
+            "smallest detectable, points",
+            lambda one: smallest_points(one.smallest_in_report),
+            lambda one: one.smallest_in_report,
+        ),
         Column("MACs, %", _window, lambda one: one.window[0]),
         Column("n", _num_samples, lambda one: one.num_samples),
         Column("p", lambda one: f"{one.adjusted_p:.2g}", lambda one: one.adjusted_p),
@@ -117,8 +123,8 @@ def claims_table(claims: Sequence[Claim]) -> Table:
     ]
     caption = (
         "Every two methods at equal MACs: the mean difference over the budgets that both reach, paired by sample. p is adjusted "
-        "by Holm's correction for the number of comparisons; smallest detectable: what this run would have found in at least "
-        "4 of 5 repetitions. Intervals are each alone: one can leave out 0 where p, so adjusted, is above 0.05."
+        "by Holm's correction for the number of comparisons; smallest detectable: the true difference that would have been found "
+        "in at least 4 of 5 repetitions. Intervals are each alone: one can leave out 0 where p, so adjusted, is above 0.05."
     )
     return table("claims", caption, shown, claims)
 
@@ -142,7 +148,7 @@ def speeds_table(speeds: Sequence[Speed]) -> Table:
         "Ratios of time to the unreduced model in the same rounds; of method none the unreduced model beside itself, which is "
         "the control."
     )
-    return table("speeds", caption, shown, speeds)
+    return table("speeds", caption, shown, shapes_told(speeds))
 
 
 def pairs_table(name: str, caption: str, titles: tuple[str, str], pairs: Sequence[tuple[str, str]]) -> Table:
@@ -156,7 +162,7 @@ def pairs_table(name: str, caption: str, titles: tuple[str, str], pairs: Sequenc
 
 def interval(one: Any) -> str:
     """Of a difference, in points."""
-    return f"{100 * one.value:+.2f} [{100 * one.low:+.2f}, {100 * one.high:+.2f}]"
+    return f"{signed(one.value)} [{signed(one.low)}, {signed(one.high)}]"
 
 
 def finding(claim: Claim) -> str:
@@ -166,8 +172,9 @@ def finding(claim: Claim) -> str:
     return f"{claim.better} beats {claim.second if claim.better == claim.first else claim.first}"
 
 
-def _smallest(claim: Claim) -> str:
-    return f"{100 * claim.smallest_in_report:.2f}"
+def smallest_points(share: float) -> str:
+    """Of a difference that could be detected; there is none above 100 points."""
+    return "none" if share > 1 else f"{100 * share:.2f}"
 
 
 def _of_row(title: str, name: str) -> Column:

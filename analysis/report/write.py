@@ -17,7 +17,7 @@ from tokred.analysis.report.content import (
     verdict,
     without_result,
 )
-from tokred.analysis.report.how import OF_ONE_RUN
+from tokred.analysis.report.how import FRONT, OF_ONE_RUN
 from tokred.analysis.report.page import picture, render
 from tokred.analysis.report.papers import latex, markdown, markdown_text
 from tokred.analysis.report.tables import Table, claims_table, metrics_table, pairs_table, results_table, speeds_table
@@ -59,7 +59,13 @@ def _tables(content: Content) -> dict[str, Table]:
 
 def _page(content: Content, tables: dict[str, Table], chart: Chart | None, drawn: Sequence[Drawn]) -> str:
     figures = [{"about": one, "source": picture(one.svg, one.png)} for one in drawn]
-    said = _said(content) | {"tables": tables, "chart": chart, "figures": figures, "how": OF_ONE_RUN}
+    said = _said(content) | {
+        "tables": tables,
+        "chart": chart,
+        "figures": figures,
+        "front": FRONT.meaning,
+        "how": OF_ONE_RUN,
+    }
     return render("report.html", said, scripts=(scripts(),) if chart else ())
 
 
