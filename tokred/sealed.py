@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 MOST_DEPTH = 100  # of JSON: a setting is a list of lists at most, and what reads it may take four calls for each
-MOST_DIGITS = 18  # of a whole number: what has more is none that anything counts
+MOST_DIGITS = 20  # of a whole number: a seed has 64 bits, and nothing that is counted has more
 MOST_JSON_BYTES = 64 * 2**20  # parsed, JSON takes up to some twenty times its size
 MOST_ARRAY_BYTES = 2**30  # of an archive, unpacked; 32 traced clips of 12 frames of 224 x 224 are 58 MB
 SEAL_BYTES = 67  # of either kind of file, at its end
