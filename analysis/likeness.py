@@ -131,8 +131,7 @@ def save_likeness(found: Sequence[Likeness], of_pairs: Sequence[Pair], folder: s
 
 def below_one(estimate: Estimate | None) -> Estimate | None:
     """With the interval that it has on the scale of log(1 - x): what is apart is skewed where most is near 1, and an interval of
-    equal arms reaches beyond 1 and too seldom far enough down. Of 32 lognormal distances (sigma 1) it holds the mean in 91 %, one
-    of equal arms in 88 %."""
+    equal arms reaches beyond 1 and too seldom far enough down."""
     if estimate is None or not estimate.low < estimate.value < 1:
         return estimate
     apart = 1 - estimate.value
@@ -246,6 +245,6 @@ def _said(made: Sequence[Correlation]) -> str:
 
 def _told(one: Correlation) -> str:
     if one.spearman is None:
-        return f"fewer than {FEWEST} rows" if one.num_rows < FEWEST else one.note.split(",")[0]
+        return f"no order of fewer than {FEWEST} rows" if one.num_rows < FEWEST else one.note.split(",")[0]
     p = "" if one.p is None else f", p = {one.p:.2g}"
     return f"rho {one.spearman:+.2f}, tau {one.kendall:+.2f}, n = {one.num_rows}{p}"

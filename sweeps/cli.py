@@ -24,6 +24,7 @@ from tokred.terminal import plain
 if TYPE_CHECKING:  # the supervisor of a sweep has no use for torch
     from tokred.model import Method
     from tokred.record import Store
+    from tokred.sweeps.run import Tally
 
 USAGE = """\
 usage: tokred sweep [KEY=VALUE ...]   compare methods: accuracy, MACs, speed   (in a clone: python sweep.py [KEY=VALUE ...])
@@ -230,7 +231,12 @@ def _sweep(words: Sequence[str], watch: Watch) -> int:
         for what, n in other_conditions(store.planned(), conditions_of(config)).items():
             _say(console, f"{n} of the cells were made with {what}; accuracies are not run again for that")
     _show(store, console)
-    if tally.failed and config.retry is None:
+    return _told(tally, console, retries=config.retry is not None)
+
+
+def _told(tally: "Tally", console: Console, *, retries: bool) -> int:
+    """The exit code, said where it is not 0."""
+    if tally.failed and not retries:
         _say(console, f"{tally.failed} cells failed; they are tried again with retry=failed")
     if tally.missing:
         _say(console, f"{tally.missing} cells have no record: another sweep tries them again, or set them aside")

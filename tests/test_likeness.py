@@ -9,6 +9,7 @@ from tokred.analysis.agreement import Pair
 from tokred.analysis.cka import cosine, debiased_cka
 from tokred.analysis.likeness import Likeness, below_one, correlations, draw_likeness, likenesses, save_likeness
 from tokred.analysis.statistics import Estimate
+from tokred.analysis.traces import over_samples
 
 STATE = [[0, 0, 2, 3]] * 8
 FEATURES = np.random.RandomState(0).randn(3, 8, 5)
@@ -133,3 +134,16 @@ def test_an_interval_near_one_holds_its_value_and_ends_where_likeness_does(value
     found = below_one(Estimate(value, value - half, value + half))
     assert found.low <= value <= found.high <= 1
     assert found.low >= min(-1.0, value - half)
+
+
+def test_on_its_scale_an_interval_holds_the_mean_of_skewed_distances_more_often():
+    """Of 32 lognormal distances: 91 % of 5,000 draws against 88 % for one of equal arms; 95 % it is not, as the caption says."""
+    apart_RS = np.random.default_rng(0).lognormal(0.0, 1.0, (5000, 32)) / 1000
+    truth, holds = 1 - np.exp(0.5) / 1000, {"own": 0, "equal": 0}
+    for apart_S in apart_RS:
+        equal = over_samples(1 - apart_S)
+        own = below_one(equal)
+        holds["own"] += own.low <= truth <= own.high
+        holds["equal"] += equal.low <= truth <= equal.high
+    assert holds["own"] / 5000 == pytest.approx(0.91, abs=0.015)  # 3.5 standard errors
+    assert holds["equal"] / 5000 == pytest.approx(0.88, abs=0.016)

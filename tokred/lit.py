@@ -73,9 +73,8 @@ class _Kept:
         if self.whole:
             return self.kept[first::num]
         loader = self.loader
-        return type(
-            loader
-        )(  # whose reading processes may die
+        like_it = type(loader)  # whose reading processes may die
+        return like_it(
             loader.dataset,
             batch_sampler=list(loader.batch_sampler)[first::num],  # type: ignore[arg-type]  # there always is one
             num_workers=loader.num_workers,
