@@ -153,14 +153,12 @@ def _create(path: Path) -> bool:
 def _read(path: Path) -> tuple[Owner | None, float]:
     """Whose it is, and when it was renewed."""
     with open(path, "rb") as file:  # opened anew: on network file systems that asks the server
-        return _owner(file.read(MOST_BYTES + 1)), os.fstat(file.fileno()).st_mtime
+        return _owner(file.read(MOST_BYTES)), os.fstat(file.fileno()).st_mtime
 
 
 def _owner(content: bytes) -> Owner | None:
     """None while it is being written, where the machine stopped in between, and where it is no claim: anybody may have put it
     there."""
-    if len(content) > MOST_BYTES:
-        return None
     try:
         owner = Owner(**json.loads(content))
     except (ValueError, TypeError, RecursionError):

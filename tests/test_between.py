@@ -84,7 +84,9 @@ def test_what_would_be_detected_unpaired_follows_from_its_standard_error(two, tm
     """Of pairs few samples set a floor, as a difference takes discordant ones; of independent shares none."""
     change = change_of(between(two[0], a_run(tmp_path / "c", data="b")), "tome")
     k = ndtri(1 - 0.025 / change.num_comparisons) + ndtri(0.8)
-    assert change.smallest == pytest.approx(k * change.error)
+    few = replace(change, num_samples=20)
+    assert few.smallest == change.smallest == pytest.approx(k * change.error)
+    assert replace(few, is_paired=True).smallest == pytest.approx(k**2 / 20)
 
 
 def test_what_is_detected_has_an_interval_without_zero(two, tmp_path):

@@ -1,6 +1,7 @@
 """Cells to records: whole, once, going on after an interruption, and with a reason where they fail."""
 
 import io
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from tokred import METHODS, create_backbone, list_methods, lit, timing
 from tokred.analysis.rows import rows, write_csv
 from tokred.analysis.table import print_table
 from tokred.data import MovingShapes, create_data, video
+from tokred.open_files import Died
 from tokred.record import NULL, Store
 from tokred.sweeps import accuracy, run
 from tokred.sweeps.claims import Claims
@@ -945,3 +947,15 @@ def test_all_modes_are_measured_on_cuda(precision, tmp_path):
         for model in found.models.values():
             assert model.cpu_ms == [] and model.peak_mib > 0
             assert model.reserved_mib is None if mode == "cuda_graph" else model.reserved_mib > model.peak_mib
+
+
+def test_where_another_process_of_a_pass_died_no_cell_has_a_record(weights, tmp_path, monkeypatch):
+    """What the supervisor makes of that is its own affair: which cell it was shows when each runs alone."""
+
+    def lose_another(*_, **__):
+        raise Died(1, -signal.SIGSEGV)
+
+    monkeypatch.setattr(accuracy, "evaluate", lose_another)
+    with pytest.raises(Died):
+        Run(tmp_path, weights)
+    assert list((tmp_path / "cells").iterdir()) == []
