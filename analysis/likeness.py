@@ -240,11 +240,12 @@ def _said(made: Sequence[Correlation]) -> str:
     if len(made) > 4:
         made = [one for one in made if one.setting == ALL]
     told = grouped(made, lambda one: "too few" if one.spearman is None and one.num_rows < FEWEST else one.setting)
-    return "\n".join(f"{', '.join(printable(one.setting) for one in some)}: {_told(some[0])}" for some in told)
+    names = ["each setting alone" if len(some) > 1 else printable(some[0].setting) for some in told]
+    return "\n".join(f"{name}: {_told(some[0])}" for name, some in zip(names, told, strict=True))
 
 
 def _told(one: Correlation) -> str:
     if one.spearman is None:
-        return f"no order of fewer than {FEWEST} rows" if one.num_rows < FEWEST else one.note.split(",")[0]
+        return f"fewer than {FEWEST} rows to order" if one.num_rows < FEWEST else one.note.split(",")[0]
     p = "" if one.p is None else f", p = {one.p:.2g}"
     return f"rho {one.spearman:+.2f}, tau {one.kendall:+.2f}, n = {one.num_rows}{p}"
