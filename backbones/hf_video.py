@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tokred import BACKBONES, Backbone, Tokens, Widths
 from tokred.foreign import evaluating, expect_close, linear_macs, other_version
+from tokred.in_place import run_mlp
 from tokred.preprocess import HALVES, Preprocess, as_preprocess
 from tokred.registry import unknown
 from tokred.weights import read_state
@@ -186,7 +187,7 @@ class VideoMAE(HFVideo):
 
     def feedforward(self, layer: int, tokens: Tokens) -> Tokens:
         block, x_BNC = self.layers[layer], tokens.x_BNC
-        return tokens.with_x(block.output(block.intermediate(block.layernorm_after(x_BNC)), x_BNC))
+        return tokens.with_x(block.output(run_mlp(block.intermediate, block.layernorm_after(x_BNC)), x_BNC))
 
     def head(self, tokens: Tokens) -> Tensor:
         pooled_BC = self.normed(tokens).mean_pool()
@@ -210,7 +211,7 @@ class ViViT(HFVideo):
 
     def feedforward(self, layer: int, tokens: Tokens) -> Tokens:
         block, x_BNC = self.layers[layer], tokens.x_BNC
-        return tokens.with_x(x_BNC + block.dropout(block.mlp(block.layernorm_after(x_BNC))))
+        return tokens.with_x(x_BNC + block.dropout(run_mlp(block.mlp, block.layernorm_after(x_BNC))))
 
     def head(self, tokens: Tokens) -> Tensor:
         x_BNC = self.normed(tokens).x_BNC

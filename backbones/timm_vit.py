@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tokred import BACKBONES, Backbone, Tokens, Widths
 from tokred.foreign import evaluating, expect_close, linear_macs
+from tokred.in_place import run_mlp
 from tokred.preprocess import Preprocess
 from tokred.registry import unknown
 from tokred.transformer import heads, rows_of
@@ -133,8 +134,8 @@ class TimmViT(Backbone):
     def feedforward(self, layer: int, tokens: Tokens) -> Tokens:
         block, x_BNC = self.vit.blocks[layer], tokens.x_BNC
         if isinstance(block, timm_vits.ResPostBlock):
-            return tokens.with_x(x_BNC + block.drop_path2(block.norm2(block.mlp(x_BNC))))
-        return tokens.with_x(x_BNC + block.drop_path2(block.ls2(block.mlp(block.norm2(x_BNC)))))
+            return tokens.with_x(x_BNC + block.drop_path2(block.norm2(run_mlp(block.mlp, x_BNC))))
+        return tokens.with_x(x_BNC + block.drop_path2(block.ls2(run_mlp(block.mlp, block.norm2(x_BNC)))))
 
     def normed(self, tokens: Tokens) -> Tokens:
         return tokens.with_x(self.vit.norm(tokens.x_BNC))

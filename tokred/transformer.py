@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokred.in_place import run_mlp
 from tokred.model import Backbone, Widths
 from tokred.preprocess import Preprocess
 from tokred.registry import unknown
@@ -184,7 +185,7 @@ class VideoTransformer(Backbone):
 
     def feedforward(self, layer: int, tokens: Tokens) -> Tokens:
         block = self.encoder.blocks[layer]
-        return tokens.with_x(tokens.x_BNC + block.mlp(block.norm2(tokens.x_BNC)))
+        return tokens.with_x(tokens.x_BNC + run_mlp(block.mlp, block.norm2(tokens.x_BNC)))
 
     def normed(self, tokens: Tokens) -> Tokens:
         return tokens.with_x(self.encoder.norm(tokens.x_BNC))
