@@ -255,7 +255,7 @@ def _merged(
         if x_BNC.dtype in DTYPES:
             return merged_rows(x_BNC, group_BN, weight_BN, mass_BN, num_groups)
     wide = torch.promote_types(x_BNC.dtype, torch.float32)  # sums of hundreds of tokens overflow float16
-    x_BKC = sum_rows(x_BNC.to(wide) * weight_BN[..., None].to(wide), group_BN, num_groups)
+    x_BKC = sum_rows(x_BNC * weight_BN[..., None].to(wide), group_BN, num_groups)
     total_BK, size_BK = sum_rows(torch.stack([weight_BN, mass_BN], -1), group_BN, num_groups).unbind(-1)
     if normalize:
         total_BK1 = total_BK[..., None]
