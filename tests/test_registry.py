@@ -134,3 +134,25 @@ def test_an_unknown_name_comes_with_the_plugins_that_did_not_load(monkeypatch):
     monkeypatch.setattr(METHODS, "broken", {"other_package:Mine": "ImportError: no such library"})
     with pytest.raises(ValueError, match="other_package:Mine did not load: ImportError: no such library"):
         METHODS["mine"]
+
+
+THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+from tokred.registry import BACKBONES
+
+barrier = Barrier(8)
+
+def names(_):
+    barrier.wait()
+    return len(BACKBONES.names())
+
+with ThreadPoolExecutor(8) as pool:
+    print(*set(pool.map(names, range(8))))
+"""
+
+
+def test_threads_that_ask_first_all_get_all_names():
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(len(BACKBONES.names()))]

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -28,7 +29,10 @@ class Registry:
         self.kind = kind
         self.broken: dict[str, str] = {}  # plugin that did not load -> its error
         self._classes: dict[str, Any] = {}
-        self._loaded = False
+        self._loaded = self._loading = False
+        self._lock = (
+            threading.RLock()
+        )  # of the same thread: what a plugin asks for while it loads is answered as far as known
 
     def register(self, name: str) -> Callable[[Plugin], Plugin]:
         """Class decorator. Raises ValueError where another class has the name."""
@@ -66,7 +70,17 @@ class Registry:
     def _load(self) -> None:
         if self._loaded:
             return
-        self._loaded = True
+        with self._lock:
+            if self._loaded or self._loading:
+                return
+            self._loading = True
+            try:
+                self._load_all()
+            finally:
+                self._loading = False
+            self._loaded = True
+
+    def _load_all(self) -> None:
         package = importlib.import_module(f"tokred.{self.kind}")
         for module in pkgutil.iter_modules(package.__path__):
             self._try(f"tokred.{self.kind}.{module.name}", importlib.import_module)
