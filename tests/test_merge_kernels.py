@@ -38,7 +38,7 @@ def joined(num_even, num_tokens, r, sort, device):
     assert torch.equal(found_BN.cpu(), matching.join(order_BA, partner_BA, r, num_tokens, sort=sort))
 
 
-def merged_rows(num, num_groups, dtype, device, channels=80):
+def merged_rows(num, num_groups, dtype, device, channels=80, normalize=True):
     from tokred.merge_kernels import merged_rows
 
     generator = torch.Generator().manual_seed(num)
@@ -46,10 +46,12 @@ def merged_rows(num, num_groups, dtype, device, channels=80):
     group_BN = torch.randint(-1, num_groups - 1, (2, num), generator=generator)  # the last group is empty
     weight_BN, mass_BN = torch.rand(2, 2, num, generator=generator)
     given = (value.to(device) for value in (x_BNC, group_BN, weight_BN, mass_BN))
-    found_BKC, size_BK = merged_rows(*given, num_groups)
+    found_BKC, size_BK = merged_rows(*given, num_groups, normalize=normalize)
     one_hot_BKN = (group_BN[:, None] == torch.arange(num_groups)[:, None]).double()
     share_BKN = one_hot_BKN * weight_BN[:, None]
-    expected_BKC = share_BKN @ x_BNC.double() / share_BKN.sum(-1, keepdim=True).clamp_min(1e-30)
+    expected_BKC = share_BKN @ x_BNC.double()
+    if normalize:
+        expected_BKC /= share_BKN.sum(-1, keepdim=True).clamp_min(1e-30)
     rounding = {torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}[dtype]
     assert float((found_BKC.cpu() - expected_BKC).abs().max()) < rounding * float(expected_BKC.abs().max())
     torch.testing.assert_close(size_BK.cpu(), (one_hot_BKN @ mass_BN[..., None].double())[..., 0].float())
@@ -57,6 +59,7 @@ def merged_rows(num, num_groups, dtype, device, channels=80):
 
 CASES = {
     "nearest": lambda device: nearest_odd(101, 0, torch.float16, device),
+    "nearest in parts": lambda device: nearest_odd(531, 1, torch.float16, device),
     "nearest behind a prefix": lambda device: nearest_odd(37, 3, torch.float16, device),
     "joined in order of place": lambda device: joined(51, 101, 20, True, device),
     "joined by falling similarity": lambda device: joined(50, 100, 50, False, device),
@@ -64,6 +67,7 @@ CASES = {
     "none joined": lambda device: joined(5, 9, 0, True, device),
     "merged": lambda device: merged_rows(101, 40, torch.float16, device),
     "merged in float32": lambda device: merged_rows(7, 3, torch.float32, device),
+    "merged, into sums": lambda device: merged_rows(70, 3, torch.float32, device, normalize=False),
     "merged, of more channels than a block": lambda device: merged_rows(7, 3, torch.float32, device, channels=1100),
 }
 INTERPRETED = """

@@ -11,6 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # of features that are merged
+NEAREST = {"BLOCK_A": 128, "BLOCK_D": 128, "BLOCK_C": 64, "num_warps": 4, "num_stages": 3}
+COUNTING = {"BLOCK": 32, "num_warps": 4}  # of places: each warp compares 32 tokens with every fourth of the others
 
 
 def nearest_odd(x_BNC: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
@@ -19,19 +21,28 @@ def nearest_odd(x_BNC: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
     x = x_BNC if x_BNC.stride(2) == 1 else x_BNC.contiguous()
     B, N, C = x.shape
     num_even, num_odd = N - N // 2, N // 2
-    inverse_BN = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).clamp_min_(1e-12).reciprocal_()
-    best_BA = inverse_BN.new_empty(B, num_even)
-    partner_BA = best_BA.new_empty(B, num_even, dtype=torch.int64)
+    inverse_BN = torch.empty(B, N, device=x.device)
+    grid = triton.cdiv(num_even, NEAREST["BLOCK_A"]), B
+    spare = 2 * _num_processors(x) // max(1, grid[0] * B)  # few programs fill no GPU
+    parts = max(1, min(4, spare, triton.cdiv(num_odd - first, NEAREST["BLOCK_D"])))
+    best_PBA = inverse_BN.new_empty(parts, B, num_even)
+    partner_PBA = best_PBA.new_empty(parts, B, num_even, dtype=torch.int64)
+    rows, block = 4, min(1024, triton.next_power_of_2(C))
     with torch.cuda.device_of(x):
-        _nearest[(triton.cdiv(num_even, 64), B)](
-            *(x, inverse_BN, best_BA, partner_BA, x.stride(0), x.stride(1), N, num_even, num_odd, first, C),
-            BLOCK_A=64,
-            BLOCK_D=128,
-            BLOCK_C=64,
-            num_warps=4,
-            num_stages=3,
+        _inverse_norms[(triton.cdiv(N, rows), B)](
+            x, inverse_BN, x.stride(0), x.stride(1), N, C, ROWS=rows, BLOCK_C=block, num_warps=4
         )
-    return best_BA, partner_BA
+        _nearest[(*grid, parts)](
+            *(x, inverse_BN, best_PBA, partner_PBA, x.stride(0), x.stride(1), N, num_even, num_odd, first, C),
+            **NEAREST,
+        )
+        if parts > 1:
+            _best[(triton.cdiv(B * num_even, 256),)](best_PBA, partner_PBA, B * num_even, PARTS=parts, BLOCK=256)
+    return best_PBA[0], partner_PBA[0]
+
+
+def _num_processors(x: Tensor) -> int:
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 132
 
 
 def join(best_BA: Tensor, partner_BA: Tensor, r: int, num_tokens: int, *, sort: bool) -> Tensor:
@@ -39,43 +50,52 @@ def join(best_BA: Tensor, partner_BA: Tensor, r: int, num_tokens: int, *, sort: 
     B, num_even = best_BA.shape
     rank_BA = best_BA.new_empty(B, num_even, dtype=torch.int32)
     group_BN = partner_BA.new_empty(B, num_tokens)
-    grid, best_BA, partner_BA = (triton.cdiv(num_even, 64), B), best_BA.contiguous(), partner_BA.contiguous()
+    best_BA, partner_BA = best_BA.contiguous(), partner_BA.contiguous()
+    grid = triton.cdiv(num_even, COUNTING["BLOCK"]), B
     with torch.cuda.device_of(best_BA):
-        _rank[grid](best_BA, rank_BA, num_even, BLOCK=64, BLOCK_J=128, num_warps=4)
-        _join[grid](
-            rank_BA, partner_BA, group_BN, num_even, num_tokens, r, SORT=sort, BLOCK=64, BLOCK_J=128, num_warps=4
-        )
+        _rank[grid](best_BA, rank_BA, num_even, **COUNTING)
+        _join[grid](rank_BA, partner_BA, group_BN, num_even, num_tokens, r, SORT=sort, **COUNTING)
     return group_BN
 
 
 def merged_rows(
-    x_BNC: Tensor, group_BN: Tensor, weight_BN: Tensor, mass_BN: Tensor, num_groups: int
+    x_BNC: Tensor, group_BN: Tensor, weight_BN: Tensor, mass_BN: Tensor, num_groups: int, *, normalize: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """The weighted means (B, K, C) of groups and their masses (B, K), float32. Tokens of group -1 are left out.
+    """The weighted means (B, K, C) of groups, or sums, and their masses (B, K), float32. Tokens of group -1 are left out.
 
-    Sums are made in float32, by atomic additions: in a group of three or more their order is not the same each time.
+    Sums are made in float32, of the members in order of place: the same bits each time.
     """
     x = x_BNC if x_BNC.stride(2) == 1 else x_BNC.contiguous()
     B, N, C = x.shape
-    sums = torch.zeros(B * num_groups * (C + 2), device=x.device)
-    of_features, of_weights = sums.split([B * num_groups * C, B * num_groups * 2])
-    out_BKC, size_BK = x.new_empty(B, num_groups, C), sums.new_empty(B, num_groups)
-    rows, block = 16, min(1024, triton.next_power_of_2(C))
+    order_BN = group_BN.new_empty(B, N, dtype=torch.int32)
+    start_BK = order_BN.new_full((B, num_groups), N)  # a group without members
+    out_BKC, size_BK = x.new_empty(B, num_groups, C), torch.empty(B, num_groups, device=x.device)
+    block = min(1024, triton.next_power_of_2(C))
     weight_BN, mass_BN, group_BN = (value.contiguous() for value in (weight_BN, mass_BN, group_BN))
     with torch.cuda.device_of(x):
-        _add[(triton.cdiv(N, rows), triton.cdiv(C, block), B)](
-            *(x, group_BN, weight_BN, mass_BN, of_features, of_weights, x.stride(0), x.stride(1), N, num_groups, C),
-            ROWS=rows,
+        _sort[(triton.cdiv(N, COUNTING["BLOCK"]), B)](group_BN, order_BN, start_BK, N, num_groups, **COUNTING)
+        _merge[(num_groups, triton.cdiv(C, block), B)](
+            *(x, group_BN, order_BN, start_BK, weight_BN, mass_BN, out_BKC, size_BK),
+            *(x.stride(0), x.stride(1), N, num_groups, C),
+            NORMALIZE=normalize,
+            MEMBERS=4,
             BLOCK_C=block,
-            num_warps=8,
-        )
-        _divide[(triton.cdiv(num_groups, rows), triton.cdiv(C, block), B)](
-            *(of_features, of_weights, out_BKC, size_BK, num_groups, C),
-            ROWS=rows,
-            BLOCK_C=block,
-            num_warps=8,
+            num_warps=4,
         )
     return out_BKC, size_BK
+
+
+@triton.jit
+def _inverse_norms(X, INVERSE, x_b, x_n, N, C, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
+    b = tl.program_id(1).to(tl.int64)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    square = tl.zeros([ROWS], tl.float32)
+    for at in range(0, C, BLOCK_C):
+        c = at + tl.arange(0, BLOCK_C)
+        inside = (rows < N)[:, None] & (c < C)[None, :]
+        x = tl.load(X + b * x_b + rows[:, None] * x_n + c[None, :], inside, other=0.0).to(tl.float32)
+        square += tl.sum(x * x, 1)
+    tl.store(INVERSE + b * N + rows, 1 / tl.maximum(tl.sqrt(square), 1e-12), rows < N)
 
 
 @triton.jit
@@ -83,14 +103,16 @@ def _nearest(
     X, INVERSE, BEST, PARTNER, x_b, x_n, N, num_even, num_odd, first, C,
     BLOCK_A: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """A block of tokens of even place against all of odd place."""
-    b = tl.program_id(1).to(tl.int64)
+    """A block of tokens of even place against all of odd place, or a part of these."""
+    b, part = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    num_each = tl.cdiv(tl.cdiv(num_odd - first, BLOCK_D), tl.num_programs(2)) * BLOCK_D
     even = tl.program_id(0) * BLOCK_A + tl.arange(0, BLOCK_A)
     row_of_even = 2 * tl.minimum(even, num_even - 1)
     x = X + b * x_b
     best = tl.full([BLOCK_A], float("-inf"), tl.float32)
     partner = tl.zeros([BLOCK_A], tl.int32)
-    for start in range(first, num_odd, BLOCK_D):
+    begin = first + part * num_each
+    for start in range(begin, tl.minimum(begin + num_each, num_odd), BLOCK_D):
         odd = start + tl.arange(0, BLOCK_D)
         row_of_odd = 2 * tl.minimum(odd, num_odd - 1) + 1
         score = tl.zeros([BLOCK_A, BLOCK_D], tl.float32)
@@ -100,47 +122,66 @@ def _nearest(
             odds = tl.load(x + row_of_odd[:, None] * x_n + c[None, :], c[None, :] < C, other=0.0)
             score = tl.dot(evens, tl.trans(odds), score)
         score = score * tl.load(INVERSE + b * N + row_of_odd)[None, :]
-        score = tl.where((odd < num_odd)[None, :], score, float("-inf"))
-        top, place = tl.max(score, 1, return_indices=True)
-        partner = tl.where(top > best, start + place, partner)
+        top = tl.max(
+            score, 1
+        )  # behind the last token that one comes again, which is as near, and not the first of equals
+        place = tl.min(tl.where(score == top[:, None], odd[None, :], num_odd - 1), 1)
+        partner = tl.where(top > best, place, partner)
         best = tl.maximum(best, top)
-    at = b * num_even + even
+    at = (part * tl.num_programs(1) + b) * num_even + even
     tl.store(BEST + at, best * tl.load(INVERSE + b * N + row_of_even), even < num_even)
     tl.store(PARTNER + at, partner.to(tl.int64), even < num_even)
 
 
 @triton.jit
-def _rank(BEST, RANK, num_even, BLOCK: tl.constexpr, BLOCK_J: tl.constexpr):
-    """How many come before each, by falling value and then by place: a count over all, which needs no sort."""
-    b = tl.program_id(1).to(tl.int64)
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    own = tl.load(BEST + b * num_even + i, i < num_even, other=0.0)
-    rank = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, num_even, BLOCK_J):
-        j = start + tl.arange(0, BLOCK_J)
-        other = tl.load(BEST + b * num_even + j, j < num_even, other=float("-inf"))
-        tied_before = (other[None, :] == own[:, None]) & (j[None, :] < i[:, None])
-        rank += tl.sum(((other[None, :] > own[:, None]) | tied_before).to(tl.int32), 1)
-    tl.store(RANK + b * num_even + i, rank, i < num_even)
+def _best(BEST, PARTNER, num, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """Of the parts the largest, of equals the first, in place of the first."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    best = tl.load(BEST + at, at < num, other=0.0)
+    partner = tl.load(PARTNER + at, at < num, other=0)
+    for part in tl.static_range(1, PARTS):
+        other = tl.load(BEST + part * num + at, at < num, other=float("-inf"))
+        is_better = other > best
+        best = tl.where(is_better, other, best)
+        partner = tl.where(is_better, tl.load(PARTNER + part * num + at, at < num, other=0), partner)
+    tl.store(BEST + at, best, at < num)
+    tl.store(PARTNER + at, partner, at < num)
 
 
 @triton.jit
-def _join(
-    RANK, PARTNER, GROUP, num_even, num_tokens, r,
-    SORT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_J: tl.constexpr,
-):  # fmt: skip
+def _rank(BEST, RANK, num_even, BLOCK: tl.constexpr):
+    """How many come before each, by falling value and then by place: a count over all, which needs no sort. The tokens of a block
+    lie along the last axis, those they are compared with along the first."""
     b = tl.program_id(1).to(tl.int64)
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    own_block = tl.program_id(0) * BLOCK
+    each = tl.arange(0, BLOCK)
+    i = own_block + each
+    own = tl.load(BEST + b * num_even + i, i < num_even, other=float("-inf"))
+    before = ((own[:, None] > own[None, :]) | ((own[:, None] == own[None, :]) & (i[:, None] < i[None, :]))).to(tl.int32)
+    for start in range(0, own_block, BLOCK):
+        other = tl.load(BEST + b * num_even + start + each)
+        before += (other[:, None] >= own[None, :]).to(tl.int32)
+    for start in range(own_block + BLOCK, num_even, BLOCK):
+        other = tl.load(BEST + b * num_even + start + each, start + each < num_even, other=float("-inf"))
+        before += (other[:, None] > own[None, :]).to(tl.int32)
+    tl.store(RANK + b * num_even + i, tl.sum(before, 0), i < num_even)
+
+
+@triton.jit
+def _join(RANK, PARTNER, GROUP, num_even, num_tokens, r, SORT: tl.constexpr, BLOCK: tl.constexpr):
+    b = tl.program_id(1).to(tl.int64)
+    own_block = tl.program_id(0) * BLOCK
+    each = tl.arange(0, BLOCK)
+    i = own_block + each
     num_left = num_even - r
     rank = tl.load(RANK + b * num_even + i, i < num_even, other=0)
     slot = rank - r
     if SORT:
-        merged_before = tl.zeros([BLOCK], tl.int32)
-        for start in range(0, num_even, BLOCK_J):
-            j = start + tl.arange(0, BLOCK_J)
-            other = tl.load(RANK + b * num_even + j, j < num_even, other=num_even)
-            merged_before += tl.sum(((other[None, :] < r) & (j[None, :] < i[:, None])).to(tl.int32), 1)
-        slot = i - merged_before
+        merged = tl.zeros([BLOCK], tl.int32)
+        for start in range(0, own_block, BLOCK):
+            merged += (tl.load(RANK + b * num_even + start + each) < r).to(tl.int32)
+        in_block = ((rank < r)[:, None] & (each[:, None] < each[None, :])).to(tl.int32)
+        slot = i - tl.sum(merged, 0) - tl.sum(in_block, 0)
     partner = tl.load(PARTNER + b * num_even + i, i < num_even, other=0).to(tl.int32)
     even = tl.where(rank < r, num_left + partner, slot)
     tl.store(GROUP + b * num_tokens + 2 * i, even.to(tl.int64), i < num_even)
@@ -148,37 +189,54 @@ def _join(
 
 
 @triton.jit
-def _add(
-    X, GROUP, WEIGHT, MASS, FEATURES, WEIGHTS, x_b, x_n, N, num_groups, C,
-    ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Rows times their weights, added to those of their groups; the weights and masses themselves once."""
-    b = tl.program_id(2).to(tl.int64)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    group = tl.load(GROUP + b * N + rows, rows < N, other=-1)
-    weight = tl.load(WEIGHT + b * N + rows, rows < N, other=0.0)
-    slot = b * num_groups + group
-    inside = (group >= 0)[:, None] & (c < C)[None, :]
-    x = tl.load(X + b * x_b + rows[:, None] * x_n + c[None, :], inside, other=0.0)
-    tl.atomic_add(FEATURES + slot[:, None] * C + c[None, :], x.to(tl.float32) * weight[:, None], inside, sem="relaxed")
-    if tl.program_id(1) == 0:
-        mass = tl.load(MASS + b * N + rows, rows < N, other=0.0)
-        tl.atomic_add(WEIGHTS + slot * 2, weight, group >= 0, sem="relaxed")
-        tl.atomic_add(WEIGHTS + slot * 2 + 1, mass, group >= 0, sem="relaxed")
+def _sort(GROUP, ORDER, START, N, num_groups, BLOCK: tl.constexpr):
+    """The places of tokens by group and then by place, those of no group last, and where in it each group starts: as many
+    come before. Counted as ``_rank`` does; without a sign -1 is above all."""
+    b = tl.program_id(1).to(tl.int64)
+    own_block = tl.program_id(0) * BLOCK
+    each = tl.arange(0, BLOCK)
+    i = own_block + each
+    own = tl.load(GROUP + b * N + i, i < N, other=-1).to(tl.uint32)
+    less = (own[:, None] < own[None, :]).to(tl.int32)
+    same = ((own[:, None] == own[None, :]) & (each[:, None] < each[None, :])).to(tl.int32)
+    for at in range(0, own_block, BLOCK):
+        other = tl.load(GROUP + b * N + at + each).to(tl.uint32)
+        less += (other[:, None] < own[None, :]).to(tl.int32)
+        same += (other[:, None] == own[None, :]).to(tl.int32)
+    for at in range(own_block + BLOCK, N, BLOCK):
+        other = tl.load(GROUP + b * N + at + each, at + each < N, other=-1).to(tl.uint32)
+        less += (other[:, None] < own[None, :]).to(tl.int32)
+    start, before = tl.sum(less, 0), tl.sum(same, 0)
+    tl.store(ORDER + b * N + start + before, i, i < N)
+    tl.store(START + b * num_groups + own.to(tl.int32), start, (i < N) & (before == 0) & (own.to(tl.int32) >= 0))
 
 
 @triton.jit
-def _divide(FEATURES, WEIGHTS, OUT, SIZE, num_groups, C, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
-    b = tl.program_id(2).to(tl.int64)
-    groups = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+def _merge(
+    X, GROUP, ORDER, START, WEIGHT, MASS, OUT, SIZE, x_b, x_n, N, num_groups, C,
+    NORMALIZE: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One group: its members' rows times their weights, a few at a time."""
+    group, b = tl.program_id(0), tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    slot = b * num_groups + groups
-    weight = tl.load(WEIGHTS + slot * 2, groups < num_groups, other=1.0)
-    weight = tl.where(weight == 0, 1.0, weight)  # a group without members
-    at = slot[:, None] * C + c[None, :]
-    inside = (groups < num_groups)[:, None] & (c < C)[None, :]
-    mean = tl.load(FEATURES + at, inside, other=0.0) / weight[:, None]
-    tl.store(OUT + at, mean.to(OUT.dtype.element_ty), inside)
+    features = tl.zeros([BLOCK_C], tl.float32)
+    total, size = 0.0, 0.0
+    at = tl.load(START + b * num_groups + group)
+    more = at < N
+    while more:
+        places = at + tl.arange(0, MEMBERS)
+        member = tl.load(ORDER + b * N + places, places < N, other=0)
+        is_member = (tl.load(GROUP + b * N + member) == group) & (places < N)
+        weight = tl.load(WEIGHT + b * N + member, is_member, other=0.0)
+        inside = is_member[:, None] & (c < C)[None, :]
+        x = tl.load(X + b * x_b + member[:, None] * x_n + c[None, :], inside, other=0.0)
+        features += tl.sum(x.to(tl.float32) * weight[:, None], 0)
+        total += tl.sum(weight, 0)
+        size += tl.sum(tl.load(MASS + b * N + member, is_member, other=0.0), 0)
+        at += MEMBERS
+        more = (tl.sum(is_member.to(tl.int32), 0) == MEMBERS) & (at < N)
+    if NORMALIZE:
+        features = features / tl.where(total == 0, 1.0, total)  # a group without members
+    tl.store(OUT + (b * num_groups + group) * C + c, features.to(OUT.dtype.element_ty), c < C)
     if tl.program_id(1) == 0:
-        tl.store(SIZE + slot, tl.load(WEIGHTS + slot * 2 + 1, groups < num_groups), groups < num_groups)
+        tl.store(SIZE + b * num_groups + group, size)

@@ -248,12 +248,11 @@ def _merged(
     x_BNC: Tensor, group_BN: Tensor, weight_BN: Tensor, mass_BN: Tensor, num_groups: int, normalize: bool
 ) -> tuple[Tensor, Tensor]:
     """The weighted sums of groups (B, K, C), ``normalize``: means, and their masses (B, K)."""
-    atomics = not torch.are_deterministic_algorithms_enabled()  # their order is not the same each time
-    if normalize and atomics and not _wants_gradient(x_BNC, weight_BN, mass_BN) and runs_kernels(x_BNC):
+    if not _wants_gradient(x_BNC, weight_BN, mass_BN) and runs_kernels(x_BNC):
         from tokred.merge_kernels import DTYPES, merged_rows  # here, since it imports triton
 
         if x_BNC.dtype in DTYPES:
-            return merged_rows(x_BNC, group_BN, weight_BN, mass_BN, num_groups)
+            return merged_rows(x_BNC, group_BN, weight_BN, mass_BN, num_groups, normalize=normalize)
     wide = torch.promote_types(x_BNC.dtype, torch.float32)  # sums of hundreds of tokens overflow float16
     x_BKC = sum_rows(x_BNC * weight_BN[..., None].to(wide), group_BN, num_groups)
     total_BK, size_BK = sum_rows(torch.stack([weight_BN, mass_BN], -1), group_BN, num_groups).unbind(-1)
