@@ -93,6 +93,44 @@ def test_a_bias_of_any_size_keeps_the_kernels_in_the_range_of_half_precision():
     assert all(float(line) < 2**-9 for line in interpret(WIDE))
 
 
+FAR = """
+import sys
+import torch
+from tests.test_attention_map import SCALE, dense
+from tokred import kernels
+from tokred.attention_map import _by_kernel
+
+dtype, far, device, channels = getattr(torch, sys.argv[1]), int(sys.argv[2]), sys.argv[3], 16
+num = 2 * kernels._forward_sizes(dtype, channels)["BLOCK_K"] + 3
+q, k, v = torch.randn(3, 1, 2, num, channels, generator=torch.Generator().manual_seed(0)).to(dtype)
+k[:, :, far] = 200.0
+print(float((q.float() @ k[:, :, far, :, None].float()).abs().amax() * SCALE))
+bias_BN, valid_BN = torch.zeros(1, num), torch.ones(1, num, dtype=torch.bool)
+bias_BN[:, num // 2 :] = -2.0
+valid_BN[:, -1] = False
+for biased in (True, False):
+    given = [x.to(device) for x in (q, k, v, bias_BN, valid_BN)]
+    found = _by_kernel(*given[:3], SCALE, *given[3:], biased, True, True)
+    out_BNHD, *sums = (x.cpu() for x in found)
+    expected = dense(q, k, v, bias_BN=bias_BN, valid_BN=valid_BN, biased=biased)
+    pairs = zip((out_BNHD.transpose(1, 2), *sums), expected, strict=True)
+    print(max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs))
+"""
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("far", [0, -2])
+def test_logits_far_above_those_of_the_first_keys_or_of_other_queries_are_seen(dtype, far):
+    check_far(dtype, interpret(FAR, dtype, str(far), "cpu"))
+
+
+def check_far(dtype, lines):
+    far, *errors = (float(line) for line in lines)
+    assert far > 150  # either way: e to that is beyond what sums are made in without a maximum of each row
+    assert max(errors) < max(ROUNDING[dtype], 1e-5)  # of logits of hundreds in float32
+
+
 COMPILED = """
 import sys
 import torch
@@ -103,17 +141,18 @@ from tokred import kernels
 of_torch = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 dtype, channels, capability = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 padded = kernels._padded(channels)
-both = {"D": channels, "BLOCK_D": padded, "HAS_BIAS": True, "HAS_VALID": True, "WIDEN": False}
-of_forward = {"D_V": channels, "BLOCK_V": padded, "HAS_V": True, "BIASED": False}
-of_reduce = {"ENTROPY": True, "RECEIVED": True}
+both = {"D": channels, "BLOCK_D": padded, "HAS_WEIGHT": True, "HAS_VALID": True, "WIDEN": False}
+of_forward = {"D_V": channels, "BLOCK_V": padded, "HAS_V": True, "HAS_LSE": True, "BIASED": False, "FOLLOW": dtype == "fp16"}
+of_reduce = {"ENTROPY": True, "RECEIVED": True, "HARDWARE": True}
 for kernel, own, sizes in (
     (kernels._forward, of_forward, kernels._forward_sizes(of_torch[dtype], channels)),
     (kernels._reduce, of_reduce, kernels._reduce_sizes(of_torch[dtype], channels)),
 ):
-    options = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
-    constants = both | own | sizes
+    options = {name: sizes.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in sizes}
+    strides = dict.fromkeys(("q_n", "k_n", "v_n"), 3 * 4 * channels)
+    constants = {name: value for name, value in (both | own | sizes | strides).items() if name in kernel.arg_names}
     types = dict.fromkeys(("Q", "K", "V", "OUT"), "*" + dtype)
-    types |= dict.fromkeys(("LSE", "BIAS", "VALID", "ENTROPY_OUT", "RECEIVED_OUT"), "*fp32") | {"scale": "fp32"}
+    types |= dict.fromkeys(("LSE", "WEIGHT", "VALID", "ENTROPY_OUT", "RECEIVED_OUT"), "*fp32") | {"scale": "fp32"}
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
     program = compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", capability, 32), options=options)
     print(program.metadata.shared)
@@ -173,12 +212,21 @@ def test_kernels_give_what_chunks_give(dtype, num, channels):
 @pytest.mark.gpu
 @gpu
 @needs_triton
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("far", [0, -2])
+def test_logits_far_above_others_are_seen_on_a_gpu(dtype, far):
+    check_far(dtype, run(FAR, dtype, str(far), "cuda", CUDA_VISIBLE_DEVICES="0"))
+
+
+@pytest.mark.gpu
+@gpu
+@needs_triton
 def test_attend_on_cuda_takes_the_kernels_and_compiles_to_one_graph(monkeypatch):
     from tokred import kernels
     from tokred.attention import attend
 
-    seen, run = [], kernels.attend
-    monkeypatch.setattr(kernels, "attend", lambda *a, **k: seen.append(1) or run(*a, **k))
+    seen, run = [], kernels.attend_and_measure
+    monkeypatch.setattr(kernels, "attend_and_measure", lambda *a, **k: seen.append(1) or run(*a, **k))
     q, k, v, bias_BN, _ = on_gpu(torch.bfloat16, 197, 64)
 
     def layer():

@@ -121,7 +121,7 @@ def plain(
     if (bias_BN is not None or valid_BN is not None) and _by_own_kernel(q_BHQD, k_BHND, v_BHND):
         from tokred.kernels import attend  # here, since it imports triton
 
-        return attend(q_BHQD, k_BHND, v_BHND, scale=scale, bias_BN=bias_BN, valid_BN=valid_BN)[0].transpose(1, 2)
+        return attend(q_BHQD, k_BHND, v_BHND, scale=scale, bias_BN=bias_BN, valid_BN=valid_BN).transpose(1, 2)
     mask = _as_mask(key_mask(bias_BN, valid_BN), q_BHQD)
     return F.scaled_dot_product_attention(q_BHQD, k_BHND, v_BHND, attn_mask=mask, scale=scale)
 

@@ -128,9 +128,15 @@ def _sums_only(q_BHND, k_BHND, v_BHND, bias_BN, statistics) -> bool:
         and q_BHND.device.type in ("cpu", "cuda")
         and type(q_BHND) is Tensor
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in given))
-        and not torch.compiler.is_exporting()
+        and not _is_exporting()
         and not torch.jit.is_tracing()
     )
+
+
+def _is_exporting() -> bool:
+    """``torch.compiler.is_exporting()``, which in torch 2.11 (no more in 2.15) is true inside of any compilation."""
+    flag = getattr(torch.compiler, "_is_exporting_flag", None)
+    return torch.compiler.is_exporting() if flag is None else flag
 
 
 def _attend(
@@ -185,7 +191,7 @@ def has_kernel(q_BHND: Tensor, v_BHND: Tensor | None) -> bool:
 def _by_kernel(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy, received):
     from tokred import kernels
 
-    out_BNHD, entropy_BN, received_BN = kernels.attend(
+    out_BNHD, entropy_BN, received_BN = kernels.attend_and_measure(
         q_BHND,
         k_BHND,
         v_BHND,

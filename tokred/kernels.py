@@ -6,10 +6,10 @@ makes q k^T once more, a tile of the map for all heads in turn, and sums what is
 attention: one more product, N * N * H * D multiply-adds (attention has two), only in the layers that reduce. Memory: O(N) a
 query block, nothing of N x N. Sums are made in a fixed order, without atomics: the same bits each time.
 
-On an H100 (bfloat16, 8 x 2352 tokens, 12 heads of 64, torch 2.11, triton 3.6; n = 20 interleaved rounds of
-``benchmarks/attention.py``): output and row entropy take 1.79 [1.78, 1.84] of torch's fused attention alone, with a log-size
-bias on the output 2.16 [2.14, 2.19], where plain operations in chunks take 33.8 [33.1, 34.4]. The bias alone costs 1.16 [1.15,
-1.18]. Block sizes are the fastest of the eight tried there. Ampere: compiled for, not run.
+On an H200 (bfloat16, 8 x 2352 tokens, 12 heads of 64, torch 2.11, triton 3.6; n = 20 interleaved rounds of
+``benchmarks/attention.py``): output and row entropy take 1.52 [1.49, 1.54] of torch's fused attention alone, with a log-size
+bias on the output 1.72 [1.70, 1.73], where plain operations in chunks take 30.8 [30.3, 31.8]. With the bias and no statistics
+0.91 [0.88, 0.92]. Block sizes are the fastest of those tried there. Ampere: compiled for, not run.
 
 Dimension key: B batch, N tokens, H heads, D channels of a head, Q and K blocks of queries and keys.
 """
@@ -21,10 +21,32 @@ from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 128  # beyond, blocks would not fit the shared memory of every GPU since Ampere
+FAR, TINY = tl.constexpr(2.0**100), tl.constexpr(2.0**-126)
 LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)  # the hardware has exp2 and log2
 
 
 def attend(
+    q_BHND: Tensor,
+    k_BHND: Tensor,
+    v_BHND: Tensor,
+    *,
+    scale: float,
+    bias_BN: Tensor | None = None,
+    valid_BN: Tensor | None = None,
+) -> Tensor:
+    """The output (B, N, H, D). ``bias_BN`` is added to the logits of each key; padding, where not ``valid_BN``, gets and gives
+    nothing. ``scale`` is above 0.
+
+    Biases are logs of sizes, a few units apart: the exponential of each entry of the map is made without, and multiplied with
+    that of the key's bias. In float16 a bias that lies tens below all others takes its key's place in the maximum along, and
+    output is lost.
+    """
+    out_BNHD = _empty_output(v_BHND)
+    _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, None, scale, _weights(bias_BN), _aligned(valid_BN), True)
+    return out_BNHD
+
+
+def attend_and_measure(
     q_BHND: Tensor,
     k_BHND: Tensor,
     v_BHND: Tensor | None,
@@ -36,65 +58,82 @@ def attend(
     entropy: bool = False,
     received: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The output (B, N, H, D), empty without values, and in float32 row entropy (B, N) and sums of what is received (B, N), empty
-    where not wanted.
+    """The output as ``attend`` gives it, empty without values, and in float32 row entropy (B, N) and sums of what is received
+    (B, N), empty where not wanted.
 
-    ``bias_BN`` is added to the logits of each key; ``biased``: in the statistics, too. Padding, where not ``valid_BN``, gets and
-    gives nothing. Where not ``biased`` one exponential serves both, in the range of the values' precision: biases are logs of
-    sizes, a few units apart; one that lies tens below all others takes its key's place in the maximum along, and output is lost.
+    ``biased``: ``bias_BN`` is seen by the statistics, too.
     """
-    if v_BHND is None:
-        out_BNHD = q_BHND.new_empty(0)
-    else:
-        out_BNHD = v_BHND.new_empty(v_BHND.shape[0], v_BHND.shape[2], v_BHND.shape[1], v_BHND.shape[3])
-    if (
-        bias_BN is not None
-    ):  # a constant changes nothing in a softmax, and exp(bias) stays in the range of half precision
-        bias_BN = (bias_BN - bias_BN.amax(1, keepdim=True)).float().contiguous()
-    valid_BN = None if valid_BN is None else valid_BN.float().contiguous()
-    lse_BHN = _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, scale, bias_BN, valid_BN, biased)
-    if not (entropy or received):
-        return out_BNHD, lse_BHN.new_empty(0), lse_BHN.new_empty(0)
-    seen_BN = bias_BN if biased else None
+    out_BNHD = q_BHND.new_empty(0) if v_BHND is None else _empty_output(v_BHND)
+    weight_BN, valid_BN = _weights(bias_BN), _aligned(valid_BN)
+    lse_BHN = q_BHND.new_empty(q_BHND.shape[:3], dtype=torch.float32)
+    _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, lse_BHN, scale, weight_BN, valid_BN, biased)
+    seen_BN = weight_BN if biased else None
     return out_BNHD, *_sums(q_BHND, k_BHND, lse_BHN, scale, seen_BN, valid_BN, entropy, received)
 
 
-def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, scale, bias_BN, valid_BN, biased) -> Tensor:
+def _weights(bias_BN: Tensor | None) -> Tensor | None:
+    """exp(bias), as a share of the largest: a constant changes nothing in a softmax."""
+    if bias_BN is None:
+        return None
+    weight_BN = _empty_rows(bias_BN)
+    with torch.cuda.device_of(bias_BN):
+        _exponentials[(len(bias_BN),)](
+            bias_BN, weight_BN, *bias_BN.stride(), weight_BN.stride(0), bias_BN.shape[1], BLOCK=1024, num_warps=8
+        )
+    return weight_BN
+
+
+def _aligned(valid_BN: Tensor | None) -> Tensor | None:
+    return None if valid_BN is None else _empty_rows(valid_BN).copy_(valid_BN)
+
+
+def _empty_rows(like_BN: Tensor) -> Tensor:
+    """In float32, with rows that begin at multiples of 16, so that a thread reads two numbers at once."""
+    B, N = like_BN.shape
+    return like_BN.new_empty(B, N + -N % 16, dtype=torch.float32)[:, :N]
+
+
+def _row(value_BN: Tensor | None) -> int:
+    return 0 if value_BN is None else value_BN.stride(0)
+
+
+def _empty_output(v_BHND: Tensor) -> Tensor:
+    B, H, N, D = v_BHND.shape
+    return v_BHND.new_empty(B, N, H, D)
+
+
+def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, lse_BHN, scale, weight_BN, valid_BN, biased) -> None:
     B, H, N, D = q_BHND.shape
     q, k = _rows(q_BHND), _rows(k_BHND)
     v = k if v_BHND is None else _rows(v_BHND)
     out = v if v_BHND is None else out_BNHD.transpose(1, 2)
-    lse_BHN = q.new_empty(B, H, N, dtype=torch.float32)
     sizes = _forward_sizes(q.dtype, D)
     with torch.cuda.device_of(q):
         _forward[(triton.cdiv(N, sizes["BLOCK_Q"]), H, B)](
-            *(
-                q,
-                k,
-                v,
-                out,
-                lse_BHN,
-                lse_BHN if bias_BN is None else bias_BN,
-                lse_BHN if valid_BN is None else valid_BN,
-            ),
-            *(q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2)),
-            *(v.stride(0), v.stride(1), v.stride(2), out.stride(0), out.stride(1), out.stride(2)),
-            *(H, N, scale * LOG2_E.value),
+            *(q, k, v, out),
+            *(q if value is None else value for value in (lse_BHN, weight_BN, valid_BN)),
+            *q.stride()[:3],
+            *k.stride()[:3],
+            *v.stride()[:3],
+            *out.stride()[:3],
+            *(_row(weight_BN), _row(valid_BN), H, N, scale * LOG2_E.value),
             D=D,
             D_V=v.shape[3],
             BLOCK_D=_padded(D),
             BLOCK_V=_padded(v.shape[3]),
             HAS_V=v_BHND is not None,
-            HAS_BIAS=bias_BN is not None,
+            HAS_LSE=lse_BHN is not None,
+            HAS_WEIGHT=weight_BN is not None,
             HAS_VALID=valid_BN is not None,
             BIASED=biased,
+            FOLLOW=q.dtype == torch.float16,
             WIDEN=_widen(q),
+            enable_fp_fusion=True,  # the default up to triton 3.9
             **sizes,
         )
-    return lse_BHN
 
 
-def _sums(q_BHND, k_BHND, lse_BHN, scale, bias_BN, valid_BN, entropy, received) -> tuple[Tensor, Tensor]:
+def _sums(q_BHND, k_BHND, lse_BHN, scale, weight_BN, valid_BN, entropy, received) -> tuple[Tensor, Tensor]:
     B, H, N, D = q_BHND.shape
     q, k = _rows(q_BHND), _rows(k_BHND)
     sizes = _reduce_sizes(q.dtype, D)
@@ -104,17 +143,20 @@ def _sums(q_BHND, k_BHND, lse_BHN, scale, bias_BN, valid_BN, entropy, received) 
     received_QBN = lse_BHN.new_empty(num_q, B, N) if received else none
     with torch.cuda.device_of(q):
         _reduce[(num_q, num_k, B)](
-            *(q, k, lse_BHN, lse_BHN if bias_BN is None else bias_BN, lse_BHN if valid_BN is None else valid_BN),
+            *(q, k, lse_BHN, lse_BHN if weight_BN is None else weight_BN, lse_BHN if valid_BN is None else valid_BN),
             *(entropy_KBN, received_QBN),
-            *(q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2)),
-            *(B, H, N, scale * LOG2_E.value),
+            *q.stride()[:3],
+            *k.stride()[:3],
+            *(_row(weight_BN), _row(valid_BN), B, H, N, scale * LOG2_E.value),
             D=D,
             BLOCK_D=_padded(D),
-            HAS_BIAS=bias_BN is not None,
+            HAS_WEIGHT=weight_BN is not None,
             HAS_VALID=valid_BN is not None,
             ENTROPY=entropy,
             RECEIVED=received,
             WIDEN=_widen(q),
+            HARDWARE=_compiles(),
+            enable_fp_fusion=True,
             **sizes,
         )
     return entropy_KBN.sum(0) if entropy else none, received_QBN.sum(0) if received else none
@@ -125,7 +167,7 @@ def _forward_sizes(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
         return {"BLOCK_Q": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1}
     if head_dim > 64:
         return {"BLOCK_Q": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2}
-    return {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
+    return {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3, "maxnreg": 128}
 
 
 def _reduce_sizes(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
@@ -144,7 +186,26 @@ def _padded(D: int) -> int:
 
 def _widen(q_BHND: Tensor) -> bool:
     """The interpreter (triton 3.9) holds bfloat16 as integers and multiplies those; there products are made in float32."""
-    return q_BHND.dtype == torch.bfloat16 and not isinstance(_forward, triton.JITFunction)
+    return q_BHND.dtype == torch.bfloat16 and not _compiles()
+
+
+def _compiles() -> bool:
+    return isinstance(_forward, triton.JITFunction)
+
+
+@triton.jit
+def _exponentials(X, OUT, x_b, x_n, out_b, N, BLOCK: tl.constexpr):
+    b = tl.program_id(0).to(tl.int64)
+    each = tl.arange(0, BLOCK)
+    most = tl.full([BLOCK], float("-inf"), tl.float32)
+    for start in range(0, N, BLOCK):
+        at = start + each
+        most = tl.maximum(most, tl.load(X + b * x_b + at * x_n, at < N, other=float("-inf")).to(tl.float32))
+    top = _finite(tl.max(most, 0))
+    for start in range(0, N, BLOCK):
+        at = start + each
+        x = tl.load(X + b * x_b + at * x_n, at < N, other=float("-inf")).to(tl.float32)
+        tl.store(OUT + b * out_b + at, tl.exp2((x - top) * LOG2_E), at < N)
 
 
 @triton.jit
@@ -157,7 +218,7 @@ def _dot(a, b, WIDEN: tl.constexpr):
 
 
 @triton.jit
-def _load(x, rows, n, d, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def _load(x, rows, n: tl.constexpr, d, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """(rows, channels); the caller keeps ``rows`` inside. Channels beyond D are 0."""
     if D == BLOCK_D:
         return tl.load(x + rows[:, None] * n + d[None, :])
@@ -165,18 +226,11 @@ def _load(x, rows, n, d, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _step(
-    q, k_of_head, v_of_head, bias_of_sample, valid_of_sample, start, k_n, v_n, N, scale, most, total, weighted, acc,
-    D: tl.constexpr, D_V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    HAS_V: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_VALID: tl.constexpr, BIASED: tl.constexpr,
-    LAST: tl.constexpr, WIDEN: tl.constexpr,
+def _logits(
+    q, k_of_head, valid_of_sample, keys, safe_keys, k_n: tl.constexpr, N,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, HAS_VALID: tl.constexpr, LAST: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """A block of keys; ``LAST``: it reaches beyond N."""
-    keys = start + tl.arange(0, BLOCK_K)
-    if LAST:
-        safe_keys = tl.minimum(keys, N - 1)
-    else:
-        safe_keys = keys
+    """q k^T of a block of keys; ``LAST``: it reaches beyond N."""
     k = _load(k_of_head, safe_keys, k_n, tl.arange(0, BLOCK_D), D, BLOCK_D)
     logits = _dot(q, tl.trans(k), WIDEN)
     if HAS_VALID:
@@ -184,81 +238,163 @@ def _step(
         logits = tl.where(is_key[None, :], logits, float("-inf"))
     elif LAST:
         logits = tl.where((keys < N)[None, :], logits, float("-inf"))
-    logits = logits * scale
-    if HAS_BIAS and BIASED:
-        logits += (tl.load(bias_of_sample + safe_keys) * LOG2_E)[None, :]
-    new_most = tl.maximum(most, tl.max(logits, 1))
-    safe = new_most
-    if HAS_VALID or (
-        HAS_BIAS and BIASED
-    ):  # where all keys so far are padding or have no size: -inf - -inf is no number
-        safe = tl.where(new_most == float("-inf"), 0.0, new_most)
-    shrink = tl.exp2(most - safe)
-    p = tl.exp2(logits - safe[:, None])
-    total = total * shrink + tl.sum(p, 1)
-    if HAS_BIAS and not BIASED:
-        p = p * tl.exp2(tl.load(bias_of_sample + safe_keys) * LOG2_E)[None, :]
-        weighted = weighted * shrink + tl.sum(p, 1)
-    if HAS_V:
-        v = _load(v_of_head, safe_keys, v_n, tl.arange(0, BLOCK_V), D_V, BLOCK_V)
-        acc = acc * shrink[:, None] + _dot(p.to(v.dtype), v, WIDEN)
-    return new_most, total, weighted, acc
+    return logits
 
 
 @triton.jit
-def _forward(
-    Q, K, V, OUT, LSE, BIAS, VALID,
-    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, o_b, o_h, o_n,
-    H, N, scale,
+def _step(
+    q, k_of_head, v_of_head, weight_of_sample, valid_of_sample, start, k_n: tl.constexpr, v_n: tl.constexpr, N, scale,
+    most, total, weighted, acc,
+    D: tl.constexpr, D_V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    HAS_V: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_VALID: tl.constexpr, TOTAL: tl.constexpr,
+    FOLLOW: tl.constexpr, LAST: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """A block of keys. ``FOLLOW``: what is subtracted from the logits of a row is the most so far; else ``most``, one number."""
+    keys = start + tl.arange(0, BLOCK_K)
+    safe_keys = tl.minimum(keys, N - 1) if LAST else keys
+    if HAS_WEIGHT:
+        weight = _unstaged(weight_of_sample + safe_keys, start)
+    logits = _logits(q, k_of_head, valid_of_sample, keys, safe_keys, k_n, N, D, BLOCK_D, HAS_VALID, LAST, WIDEN)
+    if FOLLOW:
+        logits = logits * scale
+        if HAS_WEIGHT and not TOTAL:  # a key that does not count at all is no maximum
+            logits = tl.where((weight > 0)[None, :], logits, float("-inf"))
+        new_most = tl.maximum(most, tl.max(logits, 1))
+        safe = _finite(new_most)
+        p = tl.exp2(logits - safe[:, None])
+        shrink = tl.exp2(most - safe)
+        most, total, weighted, acc = new_most, total * shrink, weighted * shrink, acc * shrink[:, None]
+    else:
+        p = tl.exp2(logits * scale - most)
+    if TOTAL:
+        total += tl.sum(p, 1)
+    if HAS_WEIGHT:
+        p = p * weight[None, :]
+        weighted += tl.sum(p, 1)
+    if HAS_V:
+        v = _load(v_of_head, safe_keys, v_n, tl.arange(0, BLOCK_V), D_V, BLOCK_V)
+        acc += _dot(p.to(v.dtype), v, WIDEN)
+    return most, total, weighted, acc
+
+
+@triton.jit
+def _unstaged(at, start):
+    """A load that triton does not see feed a product: staged in shared memory it would take the room of a whole program."""
+    value = tl.zeros(at.shape, tl.float32)
+    if start >= 0:
+        value = tl.load(at)
+    return value
+
+
+@triton.jit
+def _log2(x, HARDWARE: tl.constexpr):
+    """Of normal numbers, to some 2^-22; the interpreter has no assembly."""
+    if HARDWARE:
+        return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    return tl.log2(x)
+
+
+@triton.jit
+def _finite(most):
+    """Where all keys so far are padding or have no size: -inf - -inf is no number."""
+    return tl.where(most == float("-inf"), 0.0, most)
+
+
+@triton.jit
+def _over_keys(
+    q, k_of_head, v_of_head, weight_of_sample, valid_of_sample, k_n: tl.constexpr, v_n: tl.constexpr, N, scale, most,
     D: tl.constexpr, D_V: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    HAS_V: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_VALID: tl.constexpr, BIASED: tl.constexpr,
-    WIDEN: tl.constexpr,
+    HAS_V: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_VALID: tl.constexpr, TOTAL: tl.constexpr,
+    FOLLOW: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """A block of queries of one head: its output, and log2 of the sum of its rows, with the bias where ``BIASED``.
-
-    One exponential serves both: with w = exp(bias) the output's softmax is p w / sum(p w), where p is the one without bias.
-    """
-    h, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
-    q = _load(Q + b * q_b + h * q_h, tl.minimum(rows, N - 1), q_n, d, D, BLOCK_D)
-    k_of_head, v_of_head = K + b * k_b + h * k_h, V + b * v_b + h * v_h
-    most = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    """What was subtracted from the logits of each row, the sums of its exponentials without and with weights, and its output
+    before it is divided by one of them."""
     total = tl.zeros([BLOCK_Q], tl.float32)
     weighted = tl.zeros([BLOCK_Q], tl.float32)
     acc = tl.zeros([BLOCK_Q, BLOCK_V], tl.float32)
     whole = N // BLOCK_K * BLOCK_K
     for start in range(0, whole, BLOCK_K):
         most, total, weighted, acc = _step(
-            q, k_of_head, v_of_head, BIAS + b * N, VALID + b * N, start, k_n, v_n, N, scale, most, total, weighted, acc,
-            D, D_V, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_BIAS, HAS_VALID, BIASED, False, WIDEN,
+            q, k_of_head, v_of_head, weight_of_sample, valid_of_sample, start, k_n, v_n, N, scale,
+            most, total, weighted, acc,
+            D, D_V, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_WEIGHT, HAS_VALID, TOTAL, FOLLOW, False, WIDEN,
         )  # fmt: skip
     if whole < N:
         most, total, weighted, acc = _step(
-            q, k_of_head, v_of_head, BIAS + b * N, VALID + b * N, whole, k_n, v_n, N, scale, most, total, weighted, acc,
-            D, D_V, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_BIAS, HAS_VALID, BIASED, True, WIDEN,
+            q, k_of_head, v_of_head, weight_of_sample, valid_of_sample, whole, k_n, v_n, N, scale,
+            most, total, weighted, acc,
+            D, D_V, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_WEIGHT, HAS_VALID, TOTAL, FOLLOW, True, WIDEN,
         )  # fmt: skip
-    by = total
-    if HAS_BIAS and not BIASED:
-        by = weighted
+    return total * 0 + most, total, weighted, acc
+
+
+@triton.jit
+def _forward(
+    Q, K, V, OUT, LSE, WEIGHT, VALID,
+    q_b, q_h, q_n: tl.constexpr, k_b, k_h, k_n: tl.constexpr, v_b, v_h, v_n: tl.constexpr, o_b, o_h, o_n,
+    weight_b, valid_b, H, N, scale,
+    D: tl.constexpr, D_V: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    HAS_V: tl.constexpr, HAS_LSE: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_VALID: tl.constexpr,
+    BIASED: tl.constexpr, FOLLOW: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """A block of queries of one head: its output, and log2 of the sum of its rows, with the weights where ``BIASED``.
+
+    One exponential serves both: with weights w the output's softmax is p w / sum(p w), where p is the one without.
+
+    What is subtracted from the logits need not be their maximum: float32 and bfloat16 hold powers of 2 from -126 to 127 with the
+    same digits. So it is the largest logit of the first keys, one number for all queries of the block; where a sum comes out
+    ``FAR`` from 1, all is done again with maxima followed row by row, as it always is in float16.
+    """
+    TOTAL: tl.constexpr = not HAS_WEIGHT or (HAS_LSE and not BIASED)
+    h, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
+    q = _load(Q + b * q_b + h * q_h, tl.minimum(rows, N - 1), q_n, d, D, BLOCK_D)
+    k_of_head, v_of_head, weight, valid = (
+        K + b * k_b + h * k_h,
+        V + b * v_b + h * v_h,
+        WEIGHT + b * weight_b,
+        VALID + b * valid_b,
+    )
+    lowest = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    if FOLLOW:
+        most = lowest
+    else:
+        keys = tl.arange(0, BLOCK_K)
+        logits = _logits(q, k_of_head, valid, keys, tl.minimum(keys, N - 1), k_n, N, D, BLOCK_D, HAS_VALID, True, WIDEN)
+        most = _finite(tl.max(tl.max(logits, 1), 0) * scale)
+    most_Q, total, weighted, acc = _over_keys(
+        q, k_of_head, v_of_head, weight, valid, k_n, v_n, N, scale, most,
+        D, D_V, BLOCK_Q, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_WEIGHT, HAS_VALID, TOTAL, FOLLOW, WIDEN,
+    )  # fmt: skip
+    by = weighted if HAS_WEIGHT else total
+    if not FOLLOW:  # noqa: SIM102 (the one is known when this is compiled, the other is not)
+        if (tl.max(by, 0) >= FAR) | (tl.min(by, 0) <= 1 / FAR):
+            most_Q, total, weighted, acc = _over_keys(
+                q, k_of_head, v_of_head, weight, valid, k_n, v_n, N, scale, lowest,
+                D, D_V, BLOCK_Q, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_WEIGHT, HAS_VALID, TOTAL, True, WIDEN,
+            )  # fmt: skip
+            by = weighted if HAS_WEIGHT else total
     if HAS_V:
         tl.store(
             OUT + b * o_b + h * o_h + rows[:, None] * o_n + dv[None, :],
-            (acc / by[:, None]).to(OUT.dtype.element_ty),
+            (acc * (1 / by)[:, None]).to(OUT.dtype.element_ty),
             (rows[:, None] < N) & (dv[None, :] < D_V),
         )
-    tl.store(LSE + (b * H + h) * N + rows, most + tl.log2(total), rows < N)
+    if HAS_LSE:
+        tl.store(LSE + (b * H + h) * N + rows, _finite(most_Q) + tl.log2(total if TOTAL else weighted), rows < N)
 
 
 @triton.jit
 def _reduce(
-    Q, K, LSE, BIAS, VALID, ENTROPY_OUT, RECEIVED_OUT,
-    q_b, q_h, q_n, k_b, k_h, k_n,
-    B, H, N, scale,
+    Q, K, LSE, WEIGHT, VALID, ENTROPY_OUT, RECEIVED_OUT,
+    q_b, q_h, q_n: tl.constexpr, k_b, k_h, k_n: tl.constexpr,
+    weight_b, valid_b, B, H, N, scale,
     D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_VALID: tl.constexpr, ENTROPY: tl.constexpr, RECEIVED: tl.constexpr,
-    WIDEN: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_VALID: tl.constexpr, ENTROPY: tl.constexpr, RECEIVED: tl.constexpr,
+    WIDEN: tl.constexpr, HARDWARE: tl.constexpr,
 ):  # fmt: skip
     """A tile of the mean map: the sums of p log p of its rows, and of p of its columns."""
     block_q, block_k, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -268,25 +404,24 @@ def _reduce(
     d = tl.arange(0, BLOCK_D)
     q_of, k_of, lse_of = Q + b * q_b, K + b * k_b, LSE + b * H * N + safe_rows
     total = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
-    if HAS_BIAS:
-        bias = tl.load(BIAS + b * N + safe_keys) * LOG2_E
+    if HAS_WEIGHT:
+        weight = tl.load(WEIGHT + b * weight_b + safe_keys)
     for h in range(0, H):
         q = _load(q_of + h * q_h, safe_rows, q_n, d, D, BLOCK_D)
         k = _load(k_of + h * k_h, safe_keys, k_n, d, D, BLOCK_D)
         lse = tl.load(lse_of + h * N)
-        if HAS_BIAS:
-            total += tl.exp2(_dot(q, tl.trans(k), WIDEN) * scale + (bias[None, :] - lse[:, None]))
-        else:
-            total += tl.exp2(_dot(q, tl.trans(k), WIDEN) * scale - lse[:, None])
-    inside = (rows[:, None] < N) & (keys[None, :] < N)
-    mean = total / H
+        p = tl.exp2(_dot(q, tl.trans(k), WIDEN) * scale - lse[:, None])
+        total += p * weight[None, :] if HAS_WEIGHT else p
+    is_key = keys < N
     if HAS_VALID:
-        inside = inside & (tl.load(VALID + b * N + safe_keys) > 0)[None, :]
-    mean = tl.where(inside, mean, 0.0)
+        is_key = is_key & (tl.load(VALID + b * valid_b + safe_keys) > 0)
+    mean = tl.where(is_key[None, :], total * (1.0 / H), 0.0)
     if ENTROPY:
-        terms = tl.where(mean > 0, mean * tl.log2(tl.where(mean > 0, mean, 1.0)), 0.0)  # 0 log 0 = 0
+        terms = mean * _log2(tl.maximum(mean, TINY), HARDWARE)  # 0 log 0 = 0
         tl.store(ENTROPY_OUT + (block_k * B + b) * N + rows, tl.sum(terms, 1) * LN_2, rows < N)
     if RECEIVED:
+        is_row = rows < N
         if HAS_VALID:
-            mean = mean * tl.load(VALID + b * N + safe_rows)[:, None]
-        tl.store(RECEIVED_OUT + (block_q * B + b) * N + keys, tl.sum(mean, 0), keys < N)
+            is_row = is_row & (tl.load(VALID + b * valid_b + safe_rows) > 0)
+        received = tl.sum(tl.where(is_row[:, None], mean, 0.0), 0)
+        tl.store(RECEIVED_OUT + (block_q * B + b) * N + keys, received, keys < N)
