@@ -99,3 +99,16 @@ def test_a_clip_s_tokens_on_a_gpu(dtype):
     nearest_odd(1752, 0, dtype, "cuda")
     merged_rows(1752, 1552, dtype, "cuda")
     joined(876, 1752, 200, True, "cuda")
+
+
+@pytest.mark.gpu
+@gpu
+@needs_triton
+def test_merged_rows_on_a_gpu_have_the_same_bits_each_time():
+    from tokred.merge_kernels import merged_rows
+
+    x_BNC = torch.randn(8, 785, 768, device="cuda", dtype=torch.bfloat16)
+    weight_BN, mass_BN = torch.rand(2, 8, 785, device="cuda")
+    group_BN = torch.randint(-1, 20, (8, 785), device="cuda")  # some forty members each
+    first, second = (merged_rows(x_BNC, group_BN, weight_BN, mass_BN, 20) for _ in range(2))
+    assert all(a.equal(b) for a, b in zip(first, second, strict=True))

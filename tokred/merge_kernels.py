@@ -122,9 +122,8 @@ def _nearest(
             odds = tl.load(x + row_of_odd[:, None] * x_n + c[None, :], c[None, :] < C, other=0.0)
             score = tl.dot(evens, tl.trans(odds), score)
         score = score * tl.load(INVERSE + b * N + row_of_odd)[None, :]
-        top = tl.max(
-            score, 1
-        )  # behind the last token that one comes again, which is as near, and not the first of equals
+        # behind the last token that one comes again, which is as near, and not the first of equals
+        top = tl.max(score, 1)
         place = tl.min(tl.where(score == top[:, None], odd[None, :], num_odd - 1), 1)
         partner = tl.where(top > best, place, partner)
         best = tl.maximum(best, top)
@@ -206,9 +205,10 @@ def _sort(GROUP, ORDER, START, N, num_groups, BLOCK: tl.constexpr):
     for at in range(own_block + BLOCK, N, BLOCK):
         other = tl.load(GROUP + b * N + at + each, at + each < N, other=-1).to(tl.uint32)
         less += (other[:, None] < own[None, :]).to(tl.int32)
-    start, before = tl.sum(less, 0), tl.sum(same, 0)
+    start, before, group = tl.sum(less, 0), tl.sum(same, 0), own.to(tl.int32)
     tl.store(ORDER + b * N + start + before, i, i < N)
-    tl.store(START + b * num_groups + own.to(tl.int32), start, (i < N) & (before == 0) & (own.to(tl.int32) >= 0))
+    is_first = (before == 0) & (group >= 0) & (group < num_groups)
+    tl.store(START + b * num_groups + group, start, (i < N) & is_first)
 
 
 @triton.jit
