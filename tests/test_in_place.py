@@ -31,36 +31,36 @@ class Seen(TorchDispatchMode):
         return [name for name in self.names if "gelu" in name]
 
 
-class Tanh(nn.Module):
+class Again(nn.Module):
+    """Reads the hidden layer after GELU did."""
+
     def __init__(self):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(C, HIDDEN), nn.Linear(HIDDEN, C)
 
     def forward(self, x):
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        hidden = self.fc1(x)
+        return self.fc2(F.gelu(hidden) * hidden)
 
 
-class Gated(nn.Module):
-    """GELU of one half of the hidden layer, times the other."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(C, 2 * HIDDEN), nn.Linear(HIDDEN, C)
-
+class Twice(nn.Module):
     def forward(self, x):
-        gate, value = self.fc1(x).chunk(2, -1)
-        return self.fc2(F.gelu(gate) * value)
+        return F.gelu(x) + x
 
 
 def of_timm() -> nn.Module:
     return timm.layers.Mlp(C, HIDDEN)
 
 
+def of_timm_with_tanh() -> nn.Module:
+    return timm.layers.Mlp(C, HIDDEN, act_layer=timm.layers.GELUTanh)
+
+
 def of_own() -> nn.Module:
     return MLP(C, HIDDEN)
 
 
-@pytest.fixture(params=[of_own, of_timm, Tanh, Gated], ids=["own", "timm", "tanh", "gated"])
+@pytest.fixture(params=[of_own, of_timm, of_timm_with_tanh], ids=["own", "timm", "tanh"])
 def mlp(request) -> nn.Module:
     torch.manual_seed(0)
     return request.param().eval()
@@ -113,6 +113,44 @@ def test_a_hook_sees_the_same_input_afterwards():
     with torch.inference_mode():
         run_mlp(mlp, x)
         assert torch.equal(kept[0], mlp.fc1(x))
+
+
+@pytest.mark.parametrize("of_all", ["register_module_forward_hook", "register_module_forward_pre_hook"])
+def test_a_hook_on_all_modules_keeps_what_it_saw(of_all):
+    mlp, x, kept = of_timm().eval(), torch.randn(B, N, C), []
+    handle = getattr(nn.modules.module, of_all)(lambda module, *args: kept.append((module, args[-1])))
+    try:
+        with torch.inference_mode():
+            run_mlp(mlp, x)
+    finally:
+        handle.remove()
+    with torch.inference_mode():
+        hidden = mlp.fc1(x)
+    seen = {"register_module_forward_hook": mlp.fc1, "register_module_forward_pre_hook": mlp.act}[of_all]
+    (found,) = (value if isinstance(value, torch.Tensor) else value[0] for module, value in kept if module is seen)
+    assert torch.equal(found, hidden)
+
+
+@pytest.mark.parametrize(
+    "of_parts", [Again, lambda: timm.layers.Mlp(C, HIDDEN, act_layer=Twice)], ids=["mlp", "activation"]
+)
+def test_what_may_be_read_again_is_not_written_over(of_parts):
+    torch.manual_seed(0)
+    mlp, x = of_parts().eval(), torch.randn(B, N, C)
+    with torch.inference_mode(), Seen() as seen:
+        found = run_mlp(mlp, x)
+    with torch.inference_mode():
+        assert torch.equal(found, mlp(x))
+    assert seen.gelus == ["gelu.default"]
+
+
+def test_the_input_is_not_written_over_where_gelu_reads_it():
+    mlp, x = of_timm().eval(), torch.randn(B, N, HIDDEN)
+    mlp.fc1 = nn.Identity()
+    before = x.clone()
+    with torch.inference_mode():
+        assert torch.equal(run_mlp(mlp, x), mlp(before))
+    assert torch.equal(x, before)
 
 
 def test_a_graph_is_of_operations_that_write_over_nothing(mlp):
