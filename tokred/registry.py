@@ -29,10 +29,10 @@ class Registry:
         self.kind = kind
         self.broken: dict[str, str] = {}  # plugin that did not load -> its error
         self._classes: dict[str, Any] = {}
-        self._loaded = self._loading = False
-        self._lock = (
-            threading.RLock()
-        )  # of the same thread: what a plugin asks for while it loads is answered as far as known
+        self._loaded = False
+        self._loading = (
+            threading.local()
+        )  # a plugin that asks for others while it loads is answered as far as they are known
 
     def register(self, name: str) -> Callable[[Plugin], Plugin]:
         """Class decorator. Raises ValueError where another class has the name."""
@@ -68,17 +68,16 @@ class Registry:
         return iter([self._classes[name] for name in sorted(self._classes)])
 
     def _load(self) -> None:
-        if self._loaded:
+        """Threads that ask at once each load all, which a second time is nothing new. Were they to wait for each other, two plugins
+        that ask for others could wait for ever."""
+        if self._loaded or getattr(self._loading, "now", False):
             return
-        with self._lock:
-            if self._loaded or self._loading:
-                return
-            self._loading = True
-            try:
-                self._load_all()
-            finally:
-                self._loading = False
-            self._loaded = True
+        self._loading.now = True
+        try:
+            self._load_all()
+        finally:
+            self._loading.now = False
+        self._loaded = True
 
     def _load_all(self) -> None:
         package = importlib.import_module(f"tokred.{self.kind}")
