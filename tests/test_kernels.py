@@ -67,30 +67,72 @@ def test_interpreted_kernels_give_what_the_map_gives(dtype, num, heads, channels
     assert [line[0] for line in lines] == list(names)
     for _, out, entropy, received, same in lines:
         assert float(out) < ROUNDING[dtype]
-        assert max(float(entropy), float(received)) < 2e-6  # float32 sums, and logits of a few units in exp2
+        assert float(entropy) < 2e-6 and float(received) < 2e-6  # float32 sums, and logits of a few units in exp2
         assert same == "True"
 
 
 WIDE = """
+import sys
 import torch
 from tests.test_attention_map import SCALE, dense
+from tokred import kernels
 from tokred.attention_map import _by_kernel
 
-q, k, v = torch.randn(3, 1, 1, 40, 16, generator=torch.Generator().manual_seed(0)).half()
-k[:, :, 0] = 30.0  # ahead of all others for some queries
-for bias, biased in ((12.0, True), (12.0, False), (-20.0, True), (-20.0, False), (-torch.inf, True)):
-    bias_BN = torch.full((1, 40), bias if bias > -torch.inf else 0.0)
-    bias_BN[0, 0] = bias
-    out_BNHD, *sums = _by_kernel(q, k, v, SCALE, bias_BN, None, biased, True, True)
-    expected = dense(q, k, v, bias_BN=bias_BN, valid_BN=None, biased=biased)
-    pairs = zip((out_BNHD.transpose(1, 2), *sums), expected, strict=True)
-    print(max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs))
+dtype, bias, biased = getattr(torch, sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "biased"
+q, k, v = torch.randn(3, 1, 1, 70, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+k[:, :, 40] = 30.0  # ahead of all others for some queries
+bias_BN = torch.zeros(1, 70)
+bias_BN[0, 40] = bias
+out_BNHD, *sums = _by_kernel(q, k, v, SCALE, bias_BN, None, biased, True, True)
+expected = dense(q, k, v, bias_BN=bias_BN, valid_BN=None, biased=biased)
+alone_BNHD = kernels.attend(q, k, v, scale=SCALE, bias_BN=bias_BN)
+pairs = zip((alone_BNHD.transpose(1, 2), out_BNHD.transpose(1, 2), *sums), (expected[0], *expected), strict=True)
+print(*(float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs))
 """
 
 
 @needs_triton
-def test_a_bias_of_any_size_keeps_the_kernels_in_the_range_of_half_precision():
-    assert all(float(line) < 2**-9 for line in interpret(WIDE))
+@pytest.mark.parametrize(
+    ("dtype", "bias", "biased"),
+    [
+        *(("float16", bias, "biased") for bias in ("12", "-20", "-inf")),
+        ("float16", "2", "unbiased"),
+        *(("float32", bias, biased) for bias in ("-20", "-inf") for biased in ("biased", "unbiased")),
+        ("bfloat16", "-inf", "biased"),
+    ],
+)
+def test_a_bias_of_any_size_on_a_key_far_ahead_is_heeded(dtype, bias, biased):
+    (line,) = interpret(WIDE, dtype, bias, biased)
+    alone, out, *sums = map(float, line.split())
+    assert alone < ROUNDING[dtype] and out < ROUNDING[dtype]
+    assert all(error < 1e-5 for error in sums)  # logits of dozens in float32
+
+
+OTHER = """
+import torch
+from tests.test_attention_map import SCALE, dense
+from tokred.attention_map import _by_kernel
+
+generator = torch.Generator().manual_seed(0)
+q, k = 8 * torch.randn(2, 1, 2, 70, 16, generator=generator)
+v = torch.randn(1, 2, 70, 24, generator=generator).half()
+bias_BN = torch.zeros(1, 70)
+valid_BN = torch.ones(1, 70, dtype=torch.bool)
+bias_BN[:, -1], valid_BN[:, -1] = 120.0, False
+for biased in (True, False):
+    out_BNHD, *sums = _by_kernel(q, k, v, SCALE, bias_BN, valid_BN, biased, True, True)
+    expected = dense(q, k, v, bias_BN=bias_BN, valid_BN=valid_BN, biased=biased)
+    pairs = zip((out_BNHD.transpose(1, 2), *sums), expected, strict=True)
+    print(*(float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs))
+"""
+
+
+@needs_triton
+def test_values_of_another_precision_and_head_size_and_a_bias_on_padding():
+    for line in interpret(OTHER):
+        out, *sums = map(float, line.split())
+        assert out < ROUNDING["float16"]
+        assert all(error < 1e-5 for error in sums)  # logits of dozens in float32
 
 
 FAR = """
@@ -114,7 +156,7 @@ for biased in (True, False):
     out_BNHD, *sums = (x.cpu() for x in found)
     expected = dense(q, k, v, bias_BN=bias_BN, valid_BN=valid_BN, biased=biased)
     pairs = zip((out_BNHD.transpose(1, 2), *sums), expected, strict=True)
-    print(max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs))
+    print(*(float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs))
 """
 
 
@@ -126,9 +168,11 @@ def test_logits_far_above_those_of_the_first_keys_or_of_other_queries_are_seen(d
 
 
 def check_far(dtype, lines):
-    far, *errors = (float(line) for line in lines)
-    assert far > 150  # either way: e to that is beyond what sums are made in without a maximum of each row
-    assert max(errors) < max(ROUNDING[dtype], 1e-5)  # of logits of hundreds in float32
+    assert float(lines[0]) > 150  # either way: e to that is beyond what sums are made in without a maximum of each row
+    for line in lines[1:]:
+        out, *sums = map(float, line.split())
+        assert out < ROUNDING[dtype]
+        assert all(error < 1e-5 for error in sums)  # logits of hundreds in float32
 
 
 COMPILED = """
@@ -142,9 +186,11 @@ of_torch = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32
 dtype, channels, capability = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 padded = kernels._padded(channels)
 both = {"D": channels, "BLOCK_D": padded, "HAS_WEIGHT": True, "HAS_VALID": True, "WIDEN": False}
-of_forward = {"D_V": channels, "BLOCK_V": padded, "HAS_V": True, "HAS_LSE": True, "BIASED": False, "FOLLOW": dtype == "fp16"}
-of_reduce = {"ENTROPY": True, "RECEIVED": True, "HARDWARE": True}
+of_forward = {"D_V": channels, "BLOCK_V": padded, "HAS_V": True, "HAS_LSE": True, "BIASED": False, "ADDED": False, "FOLLOW": dtype == "fp16"}
+of_reduce = {"ENTROPY": True, "RECEIVED": True, "ADDED": False, "HARDWARE": True}
+alone = {"HAS_LSE": False, "HAS_VALID": False, "BIASED": True, "ADDED": dtype == "fp16"}
 for kernel, own, sizes in (
+    (kernels._forward, of_forward | alone, kernels._forward_sizes(of_torch[dtype], channels)),
     (kernels._forward, of_forward, kernels._forward_sizes(of_torch[dtype], channels)),
     (kernels._reduce, of_reduce, kernels._reduce_sizes(of_torch[dtype], channels)),
 ):

@@ -37,12 +37,12 @@ def attend(
     """The output (B, N, H, D). ``bias_BN`` is added to the logits of each key; padding, where not ``valid_BN``, gets and gives
     nothing. ``scale`` is above 0.
 
-    Biases are logs of sizes, a few units apart: the exponential of each entry of the map is made without, and multiplied with
-    that of the key's bias. In float16 a bias that lies tens below all others takes its key's place in the maximum along, and
-    output is lost.
+    A bias that lies more than 87 below the largest is one of -inf: biases are logs of sizes.
     """
-    out_BNHD = _empty_output(v_BHND)
-    _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, None, scale, _weights(bias_BN), _aligned(valid_BN), True)
+    out_BNHD, valid_BN = _empty_output(v_BHND), _aligned(valid_BN)
+    added = v_BHND.dtype == torch.float16
+    weight_BN = _weights(bias_BN, valid_BN, logs=added)
+    _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, None, scale, weight_BN, valid_BN, True, added)
     return out_BNHD
 
 
@@ -61,24 +61,34 @@ def attend_and_measure(
     """The output as ``attend`` gives it, empty without values, and in float32 row entropy (B, N) and sums of what is received
     (B, N), empty where not wanted.
 
-    ``biased``: ``bias_BN`` is seen by the statistics, too.
+    ``biased``: ``bias_BN`` is seen by the statistics, too. Where not, one exponential of each entry serves both, in the precision
+    of the values: output is lost where a key of almost no weight has by far the largest logit (in float16 some 10, else some 80
+    above the others).
     """
     out_BNHD = q_BHND.new_empty(0) if v_BHND is None else _empty_output(v_BHND)
-    weight_BN, valid_BN = _weights(bias_BN), _aligned(valid_BN)
+    valid_BN = _aligned(valid_BN)
+    added = biased and v_BHND is not None and v_BHND.dtype == torch.float16
+    weight_BN = _weights(bias_BN, valid_BN, logs=added)
     lse_BHN = q_BHND.new_empty(q_BHND.shape[:3], dtype=torch.float32)
-    _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, lse_BHN, scale, weight_BN, valid_BN, biased)
+    _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, lse_BHN, scale, weight_BN, valid_BN, biased, added)
     seen_BN = weight_BN if biased else None
-    return out_BNHD, *_sums(q_BHND, k_BHND, lse_BHN, scale, seen_BN, valid_BN, entropy, received)
+    return out_BNHD, *_sums(q_BHND, k_BHND, lse_BHN, scale, seen_BN, valid_BN, added, entropy, received)
 
 
-def _weights(bias_BN: Tensor | None) -> Tensor | None:
-    """exp(bias), as a share of the largest: a constant changes nothing in a softmax."""
+def _weights(bias_BN: Tensor | None, valid_BN: Tensor | None, *, logs: bool) -> Tensor | None:
+    """exp(bias), as a share of the largest of real keys: a constant changes nothing in a softmax. ``logs``: log2 of it, to be
+    added to logits, as the range of float16 is too short for products."""
     if bias_BN is None:
         return None
     weight_BN = _empty_rows(bias_BN)
     with torch.cuda.device_of(bias_BN):
         _exponentials[(len(bias_BN),)](
-            bias_BN, weight_BN, *bias_BN.stride(), weight_BN.stride(0), bias_BN.shape[1], BLOCK=1024, num_warps=8
+            *(bias_BN, weight_BN if valid_BN is None else valid_BN, weight_BN),
+            *(*bias_BN.stride(), _row(valid_BN), weight_BN.stride(0), bias_BN.shape[1]),
+            HAS_VALID=valid_BN is not None,
+            LOGS=logs,
+            BLOCK=1024,
+            num_warps=8,
         )
     return weight_BN
 
@@ -102,12 +112,12 @@ def _empty_output(v_BHND: Tensor) -> Tensor:
     return v_BHND.new_empty(B, N, H, D)
 
 
-def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, lse_BHN, scale, weight_BN, valid_BN, biased) -> None:
+def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, lse_BHN, scale, weight_BN, valid_BN, biased, added) -> None:
     B, H, N, D = q_BHND.shape
     q, k = _rows(q_BHND), _rows(k_BHND)
     v = k if v_BHND is None else _rows(v_BHND)
     out = v if v_BHND is None else out_BNHD.transpose(1, 2)
-    sizes = _forward_sizes(q.dtype, D)
+    sizes = _forward_sizes(q.dtype, max(D, v.shape[3]))
     with torch.cuda.device_of(q):
         _forward[(triton.cdiv(N, sizes["BLOCK_Q"]), H, B)](
             *(q, k, v, out),
@@ -126,14 +136,15 @@ def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, lse_BHN, scale, weight_BN, valid_BN
             HAS_WEIGHT=weight_BN is not None,
             HAS_VALID=valid_BN is not None,
             BIASED=biased,
-            FOLLOW=q.dtype == torch.float16,
+            ADDED=added and weight_BN is not None,
+            FOLLOW=v.dtype == torch.float16,
             WIDEN=_widen(q),
-            enable_fp_fusion=True,  # the default up to triton 3.9
+            enable_fp_fusion=True,  # from triton 3.10 on it is not the default
             **sizes,
         )
 
 
-def _sums(q_BHND, k_BHND, lse_BHN, scale, weight_BN, valid_BN, entropy, received) -> tuple[Tensor, Tensor]:
+def _sums(q_BHND, k_BHND, lse_BHN, scale, weight_BN, valid_BN, added, entropy, received) -> tuple[Tensor, Tensor]:
     B, H, N, D = q_BHND.shape
     q, k = _rows(q_BHND), _rows(k_BHND)
     sizes = _reduce_sizes(q.dtype, D)
@@ -152,6 +163,7 @@ def _sums(q_BHND, k_BHND, lse_BHN, scale, weight_BN, valid_BN, entropy, received
             BLOCK_D=_padded(D),
             HAS_WEIGHT=weight_BN is not None,
             HAS_VALID=valid_BN is not None,
+            ADDED=added,
             ENTROPY=entropy,
             RECEIVED=received,
             WIDEN=_widen(q),
@@ -194,18 +206,27 @@ def _compiles() -> bool:
 
 
 @triton.jit
-def _exponentials(X, OUT, x_b, x_n, out_b, N, BLOCK: tl.constexpr):
+def _exponentials(
+    X, VALID, OUT, x_b, x_n, valid_b, out_b, N, HAS_VALID: tl.constexpr, LOGS: tl.constexpr, BLOCK: tl.constexpr
+):
     b = tl.program_id(0).to(tl.int64)
     each = tl.arange(0, BLOCK)
     most = tl.full([BLOCK], float("-inf"), tl.float32)
     for start in range(0, N, BLOCK):
-        at = start + each
-        most = tl.maximum(most, tl.load(X + b * x_b + at * x_n, at < N, other=float("-inf")).to(tl.float32))
+        most = tl.maximum(most, _biases(X + b * x_b, x_n, VALID + b * valid_b, start + each, N, HAS_VALID))
     top = _finite(tl.max(most, 0))
     for start in range(0, N, BLOCK):
-        at = start + each
-        x = tl.load(X + b * x_b + at * x_n, at < N, other=float("-inf")).to(tl.float32)
-        tl.store(OUT + b * out_b + at, tl.exp2((x - top) * LOG2_E), at < N)
+        log = (_biases(X + b * x_b, x_n, VALID + b * valid_b, start + each, N, HAS_VALID) - top) * LOG2_E
+        tl.store(OUT + b * out_b + start + each, log if LOGS else tl.exp2(log), start + each < N)
+
+
+@triton.jit
+def _biases(x, x_n, valid, at, N, HAS_VALID: tl.constexpr):
+    """Of padding -inf."""
+    is_key = at < N
+    if HAS_VALID:
+        is_key = is_key & (tl.load(valid + at, is_key, other=0.0) > 0)
+    return tl.load(x + at * x_n, is_key, other=float("-inf")).to(tl.float32)
 
 
 @triton.jit
@@ -246,18 +267,20 @@ def _step(
     q, k_of_head, v_of_head, weight_of_sample, valid_of_sample, start, k_n: tl.constexpr, v_n: tl.constexpr, N, scale,
     most, total, weighted, acc,
     D: tl.constexpr, D_V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    HAS_V: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_VALID: tl.constexpr, TOTAL: tl.constexpr,
+    HAS_V: tl.constexpr, HAS_VALID: tl.constexpr, ADDED: tl.constexpr, WEIGHTED: tl.constexpr, TOTAL: tl.constexpr,
     FOLLOW: tl.constexpr, LAST: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """A block of keys. ``FOLLOW``: what is subtracted from the logits of a row is the most so far; else ``most``, one number."""
     keys = start + tl.arange(0, BLOCK_K)
     safe_keys = tl.minimum(keys, N - 1) if LAST else keys
-    if HAS_WEIGHT:
+    if WEIGHTED or ADDED:
         weight = _unstaged(weight_of_sample + safe_keys, start)
     logits = _logits(q, k_of_head, valid_of_sample, keys, safe_keys, k_n, N, D, BLOCK_D, HAS_VALID, LAST, WIDEN)
     if FOLLOW:
         logits = logits * scale
-        if HAS_WEIGHT and not TOTAL:  # a key that does not count at all is no maximum
+        if ADDED:
+            logits += weight[None, :]
+        if WEIGHTED and not TOTAL:  # a key that does not count at all is no maximum
             logits = tl.where((weight > 0)[None, :], logits, float("-inf"))
         new_most = tl.maximum(most, tl.max(logits, 1))
         safe = _finite(new_most)
@@ -268,7 +291,7 @@ def _step(
         p = tl.exp2(logits * scale - most)
     if TOTAL:
         total += tl.sum(p, 1)
-    if HAS_WEIGHT:
+    if WEIGHTED:
         p = p * weight[None, :]
         weighted += tl.sum(p, 1)
     if HAS_V:
@@ -305,7 +328,7 @@ def _over_keys(
     q, k_of_head, v_of_head, weight_of_sample, valid_of_sample, k_n: tl.constexpr, v_n: tl.constexpr, N, scale, most,
     D: tl.constexpr, D_V: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    HAS_V: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_VALID: tl.constexpr, TOTAL: tl.constexpr,
+    HAS_V: tl.constexpr, HAS_VALID: tl.constexpr, ADDED: tl.constexpr, WEIGHTED: tl.constexpr, TOTAL: tl.constexpr,
     FOLLOW: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """What was subtracted from the logits of each row, the sums of its exponentials without and with weights, and its output
@@ -318,13 +341,13 @@ def _over_keys(
         most, total, weighted, acc = _step(
             q, k_of_head, v_of_head, weight_of_sample, valid_of_sample, start, k_n, v_n, N, scale,
             most, total, weighted, acc,
-            D, D_V, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_WEIGHT, HAS_VALID, TOTAL, FOLLOW, False, WIDEN,
+            D, D_V, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_VALID, ADDED, WEIGHTED, TOTAL, FOLLOW, False, WIDEN,
         )  # fmt: skip
     if whole < N:
         most, total, weighted, acc = _step(
             q, k_of_head, v_of_head, weight_of_sample, valid_of_sample, whole, k_n, v_n, N, scale,
             most, total, weighted, acc,
-            D, D_V, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_WEIGHT, HAS_VALID, TOTAL, FOLLOW, True, WIDEN,
+            D, D_V, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_VALID, ADDED, WEIGHTED, TOTAL, FOLLOW, True, WIDEN,
         )  # fmt: skip
     return total * 0 + most, total, weighted, acc
 
@@ -337,7 +360,7 @@ def _forward(
     D: tl.constexpr, D_V: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     HAS_V: tl.constexpr, HAS_LSE: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_VALID: tl.constexpr,
-    BIASED: tl.constexpr, FOLLOW: tl.constexpr, WIDEN: tl.constexpr,
+    BIASED: tl.constexpr, ADDED: tl.constexpr, FOLLOW: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """A block of queries of one head: its output, and log2 of the sum of its rows, with the weights where ``BIASED``.
 
@@ -347,7 +370,8 @@ def _forward(
     same digits. So it is the largest logit of the first keys, one number for all queries of the block; where a sum comes out
     ``FAR`` from 1, all is done again with maxima followed row by row, as it always is in float16.
     """
-    TOTAL: tl.constexpr = not HAS_WEIGHT or (HAS_LSE and not BIASED)
+    WEIGHTED: tl.constexpr = HAS_WEIGHT and not ADDED
+    TOTAL: tl.constexpr = not WEIGHTED or (HAS_LSE and not BIASED)
     h, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
@@ -367,16 +391,19 @@ def _forward(
         most = _finite(tl.max(tl.max(logits, 1), 0) * scale)
     most_Q, total, weighted, acc = _over_keys(
         q, k_of_head, v_of_head, weight, valid, k_n, v_n, N, scale, most,
-        D, D_V, BLOCK_Q, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_WEIGHT, HAS_VALID, TOTAL, FOLLOW, WIDEN,
+        D, D_V, BLOCK_Q, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_VALID, ADDED, WEIGHTED, TOTAL, FOLLOW, WIDEN,
     )  # fmt: skip
-    by = weighted if HAS_WEIGHT else total
-    if not FOLLOW:  # noqa: SIM102 (the one is known when this is compiled, the other is not)
-        if (tl.max(by, 0) >= FAR) | (tl.min(by, 0) <= 1 / FAR):
+    by = weighted if WEIGHTED else total
+    if not FOLLOW:
+        is_near = (by > 1 / FAR) & (by < FAR)  # no number is not
+        if TOTAL:
+            is_near = is_near & (total < FAR)
+        if tl.sum(is_near.to(tl.int32), 0) < BLOCK_Q:
             most_Q, total, weighted, acc = _over_keys(
                 q, k_of_head, v_of_head, weight, valid, k_n, v_n, N, scale, lowest,
-                D, D_V, BLOCK_Q, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_WEIGHT, HAS_VALID, TOTAL, True, WIDEN,
+                D, D_V, BLOCK_Q, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_VALID, ADDED, WEIGHTED, TOTAL, True, WIDEN,
             )  # fmt: skip
-            by = weighted if HAS_WEIGHT else total
+            by = weighted if WEIGHTED else total
     if HAS_V:
         tl.store(
             OUT + b * o_b + h * o_h + rows[:, None] * o_n + dv[None, :],
@@ -393,7 +420,7 @@ def _reduce(
     q_b, q_h, q_n: tl.constexpr, k_b, k_h, k_n: tl.constexpr,
     weight_b, valid_b, B, H, N, scale,
     D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr, HAS_VALID: tl.constexpr, ENTROPY: tl.constexpr, RECEIVED: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_VALID: tl.constexpr, ADDED: tl.constexpr, ENTROPY: tl.constexpr, RECEIVED: tl.constexpr,
     WIDEN: tl.constexpr, HARDWARE: tl.constexpr,
 ):  # fmt: skip
     """A tile of the mean map: the sums of p log p of its rows, and of p of its columns."""
@@ -405,13 +432,17 @@ def _reduce(
     q_of, k_of, lse_of = Q + b * q_b, K + b * k_b, LSE + b * H * N + safe_rows
     total = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
     if HAS_WEIGHT:
-        weight = tl.load(WEIGHT + b * weight_b + safe_keys)
+        log = tl.load(WEIGHT + b * weight_b + safe_keys)
+        if not ADDED:
+            log = tl.log2(log)
     for h in range(0, H):
         q = _load(q_of + h * q_h, safe_rows, q_n, d, D, BLOCK_D)
         k = _load(k_of + h * k_h, safe_keys, k_n, d, D, BLOCK_D)
         lse = tl.load(lse_of + h * N)
-        p = tl.exp2(_dot(q, tl.trans(k), WIDEN) * scale - lse[:, None])
-        total += p * weight[None, :] if HAS_WEIGHT else p
+        if HAS_WEIGHT:
+            total += tl.exp2(_dot(q, tl.trans(k), WIDEN) * scale + (log[None, :] - lse[:, None]))
+        else:
+            total += tl.exp2(_dot(q, tl.trans(k), WIDEN) * scale - lse[:, None])
     is_key = keys < N
     if HAS_VALID:
         is_key = is_key & (tl.load(VALID + b * valid_b + safe_keys) > 0)

@@ -1,6 +1,6 @@
 """Merging on CUDA in a few Triton kernels: who is nearest to whom, and the features of groups; needs triton.
 
-In plain operations the similarities of all pairs, and the features three times over in float32, go to memory and back.
+In plain operations the similarities of all pairs, and the features twice over in float32, go to memory and back.
 
 Dimension key: B batch, N tokens now, K groups, C channels, A tokens of even place, D of odd place.
 """
@@ -63,7 +63,7 @@ def merged_rows(
 ) -> tuple[Tensor, Tensor]:
     """The weighted means (B, K, C) of groups, or sums, and their masses (B, K), float32. Tokens of group -1 are left out.
 
-    Sums are made in float32, of the members in order of place: the same bits each time.
+    Sums are made in float32, in an order that follows from the places of members alone: the same bits each time.
     """
     x = x_BNC if x_BNC.stride(2) == 1 else x_BNC.contiguous()
     B, N, C = x.shape
@@ -122,7 +122,7 @@ def _nearest(
             odds = tl.load(x + row_of_odd[:, None] * x_n + c[None, :], c[None, :] < C, other=0.0)
             score = tl.dot(evens, tl.trans(odds), score)
         score = score * tl.load(INVERSE + b * N + row_of_odd)[None, :]
-        # behind the last token that one comes again, which is as near, and not the first of equals
+        # beyond the last token its row is read again: as near as that token, and never the first of equals
         top = tl.max(score, 1)
         place = tl.min(tl.where(score == top[:, None], odd[None, :], num_odd - 1), 1)
         partner = tl.where(top > best, place, partner)
