@@ -68,8 +68,8 @@ class Registry:
         return iter([self._classes[name] for name in sorted(self._classes)])
 
     def _load(self) -> None:
-        """Threads that ask at once each load all, which a second time is nothing new. Were they to wait for each other, two plugins
-        that ask for others could wait for ever."""
+        """Threads that ask at once each load all, which is nothing new a second time; were they to wait, two plugins that ask for
+        others could wait for each other."""
         if self._loaded or getattr(self._loading, "now", False):
             return
         self._loading.now = True
