@@ -5,6 +5,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokred
@@ -151,6 +152,13 @@ def test_the_input_is_not_written_over_where_gelu_reads_it():
     with torch.inference_mode():
         assert torch.equal(run_mlp(mlp, x), mlp(before))
     assert torch.equal(x, before)
+
+
+def test_a_tensor_without_values_is_run_as_it_is(recwarn):
+    with FakeTensorMode(), torch.inference_mode(), Seen() as seen:
+        run_mlp(of_timm().eval(), torch.randn(B, N, C))
+    assert seen.gelus == ["gelu.default"]
+    assert not recwarn
 
 
 def test_a_graph_is_of_operations_that_write_over_nothing(mlp):

@@ -29,10 +29,10 @@ KNOWN = {
 def run_mlp(mlp: nn.Module, x_BNC: Tensor) -> Tensor:
     """``mlp(x_BNC)``.
 
-    As it is where its parts are not all ``KNOWN``, and where the hidden layer may be wanted: by a gradient, by hooks, and in
-    torch.compile, torch.export and torch.jit.trace.
+    As it is where its parts are not all ``KNOWN``, and where the hidden layer may be wanted: by a gradient, by hooks, in
+    torch.compile, torch.export and torch.jit.trace, and of subclasses of Tensor (fake ones, which have no values).
     """
-    captured = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    captured = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x_BNC) is not Tensor
     if torch.is_grad_enabled() or captured or not all(map(_is_known, mlp.modules())) or _has_hooks(mlp):
         return mlp(x_BNC)
     with _InPlace(x_BNC):
