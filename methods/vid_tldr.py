@@ -46,7 +46,5 @@ def saliency(row_entropy_BN: Tensor, *, prefix: int = 0) -> Tensor:
     of_tokens_BN = row_entropy_BN[:, prefix:]
     mean_B1 = of_tokens_BN.mean(1, keepdim=True)
     contrast_B1 = of_tokens_BN.amax(1, keepdim=True) - mean_B1
-    flat_B1 = (
-        contrast_B1 <= -1e-5 * mean_B1
-    )  # no entropy is below 0; float32 rounds a sum of N log terms to about 1e-6 of itself
+    flat_B1 = contrast_B1 <= 1e-5 * mean_B1.abs()  # float32 rounds a sum of N log terms to about 1e-6 of itself
     return ((row_entropy_BN - mean_B1) / contrast_B1).clamp(0, 1).masked_fill(flat_B1, 1.0)

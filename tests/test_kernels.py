@@ -114,7 +114,7 @@ from tests.test_attention_map import SCALE, dense
 from tokred.attention_map import _by_kernel
 
 generator = torch.Generator().manual_seed(0)
-q, k = 8 * torch.randn(2, 1, 2, 70, 16, generator=generator)
+q, k = 3 * torch.randn(2, 1, 2, 70, 16, generator=generator)
 v = torch.randn(1, 2, 70, 24, generator=generator).half()
 bias_BN = torch.zeros(1, 70)
 valid_BN = torch.ones(1, 70, dtype=torch.bool)

@@ -376,12 +376,8 @@ def _forward(
     rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     q = _load(Q + b * q_b + h * q_h, tl.minimum(rows, N - 1), q_n, d, D, BLOCK_D)
-    k_of_head, v_of_head, weight, valid = (
-        K + b * k_b + h * k_h,
-        V + b * v_b + h * v_h,
-        WEIGHT + b * weight_b,
-        VALID + b * valid_b,
-    )
+    k_of_head, v_of_head = K + b * k_b + h * k_h, V + b * v_b + h * v_h
+    weight, valid = WEIGHT + b * weight_b, VALID + b * valid_b
     lowest = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     if FOLLOW:
         most = lowest

@@ -30,9 +30,8 @@ class Registry:
         self.broken: dict[str, str] = {}  # plugin that did not load -> its error
         self._classes: dict[str, Any] = {}
         self._loaded = False
-        self._loading = (
-            threading.local()
-        )  # a plugin that asks for others while it loads is answered as far as they are known
+        # by thread: what a plugin asks for while it loads is answered as far as it is known
+        self._loading = threading.local()
 
     def register(self, name: str) -> Callable[[Plugin], Plugin]:
         """Class decorator. Raises ValueError where another class has the name."""
