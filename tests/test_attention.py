@@ -59,6 +59,7 @@ def chunks(request, monkeypatch):
     if request.param == "chunks":
         monkeypatch.setattr(attention_map, "_CHUNK_ELEMENTS", {"cpu": 1})  # the least chunk: 16 queries
         monkeypatch.setattr(attention_map, "_IN_PLACE_QUERIES", 16)
+        monkeypatch.setattr(attention_map, "_IN_PLACE_THREADS", 1)
         monkeypatch.setattr(attention_map, "_IN_PLACE_ELEMENTS", 1)  # one head at a time
 
 

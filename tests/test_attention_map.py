@@ -63,8 +63,10 @@ def error(a, b):
     return float((a.double() - b).abs().max() / b.abs().max())
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_in_place_is_exact_to_a_millionth(name):
+def test_in_place_is_exact_to_a_millionth(name, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)  # which the size of a chunk follows
     q, k, v, *masks = drawn()
     found = zip(ours(q, k, v, **options(name, *masks)), dense(q, k, v, **options(name, *masks)), strict=True)
     assert all(error(a, b) < 1e-6 for a, b in found)
@@ -147,10 +149,21 @@ class _Seen(TorchDispatchMode):
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_no_more_than_one_head_of_one_chunk_is_held(with_bias, monkeypatch):
     monkeypatch.setattr(attention_map, "_IN_PLACE_ELEMENTS", 1)
+    monkeypatch.setattr(attention_map, "_IN_PLACE_THREADS", 1)
     q, k, v, bias_BN, _ = drawn()
     with _Seen() as seen:
         ours(q, k, v, bias_BN if with_bias else None, biased=False)
     assert seen.most <= max(-(-N // 3) * N, v.numel())
+
+
+@pytest.mark.parametrize(
+    ("threads", "num_tokens", "chunk", "heads"),
+    [(1, 2352, 294, 1), (2, 2352, 588, 1), (64, 2352, 2352, 1), (1, 785, 262, 5), (2, 785, 393, 6), (2, 197, 197, 12)],
+)
+def test_each_thread_has_its_share_of_a_chunk(threads, num_tokens, chunk, heads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert attention_map._chunk_and_heads(num_tokens, 12) == (chunk, heads)
+    assert heads % min(threads, 8) == 0 or heads < threads
 
 
 @pytest.mark.parametrize(("bias", "products"), [(False, 2), (True, 2)])

@@ -27,8 +27,8 @@ SUMS = ("row_entropy", "received")  # what needs no more of the map than sums
 # Of the logits of ``in_chunks``: on a CPU 16 MiB in float32, about the size of its last-level cache; a GPU wants more at once.
 _CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 # Measured on UMT-B's 2352 tokens and ViT-B's 197 (``benchmarks/attention.py``): from 250 to 400 queries products are as fast
-# as they get; beyond 4 MiB a buffer leaves the cache.
-_IN_PLACE_QUERIES, _IN_PLACE_ELEMENTS = 320, 2**20
+# as they get; beyond 4 MiB a buffer leaves the cache. So much for each thread, up to the last of these numbers.
+_IN_PLACE_QUERIES, _IN_PLACE_ELEMENTS, _IN_PLACE_THREADS = 320, 2**20, 8
 _MAX_SPREAD = 60.0  # of a bias: exp(-60) = 1e-26, far above the 1e-38 where float32 ends
 
 
@@ -225,8 +225,7 @@ def _in_place(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy,
     given = (q_BHND, k_BHND, v_BHND, bias_BN, valid_BN)
     found = _shapes(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy, received)
     _, H, N, _ = q_BHND.shape
-    chunk = -(-N // -(-N // _IN_PLACE_QUERIES))  # chunks of about the same size
-    heads = min(H, max(1, _IN_PLACE_ELEMENTS // (chunk * N)))
+    chunk, heads = _chunk_and_heads(N, H)
     buffer_GQN = q_BHND.new_empty(heads, chunk, N, dtype=torch.promote_types(q_BHND.dtype, torch.float32))
     mean_QN = torch.empty_like(buffer_GQN[0])
     with torch.autocast("cpu", enabled=False):
@@ -251,6 +250,14 @@ def _in_place(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy,
             if received_N is not None:
                 received_N /= N if sample.real_N is None else sample.real_N.sum()
     return found
+
+
+def _chunk_and_heads(num_tokens: int, num_heads: int) -> tuple[int, int]:
+    """Of how many queries and heads the map is made at once: chunks of about the same size, heads for all threads alike."""
+    threads = min(torch.get_num_threads(), _IN_PLACE_THREADS)
+    chunk = -(-num_tokens // -(-num_tokens // (_IN_PLACE_QUERIES * threads)))
+    heads = min(num_heads, max(1, _IN_PLACE_ELEMENTS * threads // (chunk * num_tokens)))
+    return chunk, heads - heads % threads if heads > threads else heads
 
 
 def _is_narrow(bias_BN: Tensor) -> bool:
