@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokred import attention_map
+from tokred import attention, attention_map
 from tokred.attention import STATISTICS, attend, measure, plain
 
 B, H, N, D = 2, 3, 37, 8  # of 37 queries, chunks of 16 leave a rest
@@ -223,3 +223,14 @@ def test_measuring_needs_no_values_and_keeps_those_it_is_given():
 def test_an_unknown_statistic_is_not_measured():
     with pytest.raises(ValueError, match="no attention statistic 'entropy'"):
         measure(*parts()[:2], scale=SCALE, statistics=("entropy",))
+
+
+@pytest.mark.parametrize("wanted", ["q", "bias", None])
+def test_where_a_gradient_is_wanted_plain_attention_takes_no_kernel_of_our_own(wanted, monkeypatch):
+    for check in ("runs_kernels", "has_kernel"):
+        monkeypatch.setattr("tokred.attention." + check, lambda *given: True)
+    q, k, v = (x.bfloat16() for x in parts())
+    given = {"q": q, "k": k, "v": v, "bias": bias()}
+    if wanted:
+        given[wanted] = given[wanted].detach().requires_grad_()
+    assert attention._by_own_kernel(*given.values()) == (wanted is None)

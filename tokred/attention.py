@@ -118,7 +118,7 @@ def plain(
     valid_BN: Tensor | None = None,
 ) -> Tensor:
     """(B, H, Q, D): fused attention, of as many queries as there are."""
-    if (bias_BN is not None or valid_BN is not None) and _by_own_kernel(q_BHQD, k_BHND, v_BHND):
+    if (bias_BN is not None or valid_BN is not None) and _by_own_kernel(q_BHQD, k_BHND, v_BHND, bias_BN):
         from tokred.kernels import attend  # here, since it imports triton
 
         return attend(q_BHQD, k_BHND, v_BHND, scale=scale, bias_BN=bias_BN, valid_BN=valid_BN).transpose(1, 2)
@@ -177,9 +177,10 @@ def _cls_row(
     return {"cls_row": row_BH1N.mean(1).squeeze(1)}
 
 
-def _by_own_kernel(q_BHQD: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> bool:
+def _by_own_kernel(q_BHQD: Tensor, k_BHND: Tensor, v_BHND: Tensor, bias_BN: Tensor | None) -> bool:
     """With a mask, in half precision on CUDA: a bias for each key costs less there than a mask in torch's kernels."""
-    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHQD, k_BHND, v_BHND))
+    given = [x for x in (q_BHQD, k_BHND, v_BHND, bias_BN) if x is not None]
+    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     return (
         q_BHQD.dtype in (torch.float16, torch.bfloat16)
         and q_BHQD.shape == k_BHND.shape

@@ -5,7 +5,7 @@ Three ways, chosen by ``attend_and_measure`` and equal up to rounding:
 - CPU: ``_in_place``, a chunk of queries of a few heads at a time in one buffer that stays in the cache. No product is made
   twice, and the log-size bias costs no second softmax.
 - CUDA: the kernels of ``tokred.kernels``, where triton is installed, for heads of up to 128 channels in float16, bfloat16 or
-  float32, on NVIDIA GPUs from Ampere on (``tokred.gpu``).
+  float32, on NVIDIA GPUs from Ampere on.
 - ``in_chunks`` for all else: where a gradient is wanted, the map itself or its mean over heads, in ``torch.export`` (and so
   in ONNX) and ``torch.jit.trace``, for subclasses of Tensor (fake ones, which have no values), on CUDA without triton or
   beyond its limits, and on other devices. Plain differentiable operations.

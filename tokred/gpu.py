@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 
 MIN_CAPABILITY = (8, 0)  # Ampere; of an older GPU their blocks would not fit the shared memory
-# For GPUs with tensor memory, such as B200, earlier versions of triton fail in their own compiler at the attention kernel.
-TENSOR_MEMORY, MIN_TRITON_THERE = (10, 11), (3, 8)
 
 
 def runs_kernels(x: Tensor) -> bool:
@@ -24,14 +22,8 @@ def has_kernels(x: Tensor) -> bool:
 
 @cache
 def _is_able(index: int) -> bool:
-    if importlib.util.find_spec("triton") is None or torch.version.hip is not None:
-        return False
-    return compiles_for(torch.cuda.get_device_capability(index))
-
-
-def compiles_for(capability: tuple[int, int]) -> bool:
-    """Whether the triton that is there compiles the kernels for GPUs of this compute capability."""
-    import triton
-
-    version = tuple(int(number) for number in triton.__version__.split(".")[:2])
-    return capability >= MIN_CAPABILITY and (capability[0] not in TENSOR_MEMORY or version >= MIN_TRITON_THERE)
+    return (
+        importlib.util.find_spec("triton") is not None
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(index) >= MIN_CAPABILITY
+    )

@@ -21,7 +21,7 @@ def nearest_odd(x_BNC: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
     x = x_BNC if x_BNC.stride(2) == 1 else x_BNC.contiguous()
     B, N, C = x.shape
     num_even, num_odd = N - N // 2, N // 2
-    inverse_BN = torch.empty(B, N, device=x.device)
+    inverse_BN = torch.empty(B, N, device=x.device, dtype=torch.float32)
     grid = triton.cdiv(num_even, NEAREST["BLOCK_A"]), B
     spare = 2 * _num_processors(x) // max(1, grid[0] * B)  # few programs fill no GPU
     parts = max(1, min(4, spare, triton.cdiv(num_odd - first, NEAREST["BLOCK_D"])))
@@ -69,7 +69,8 @@ def merged_rows(
     B, N, C = x.shape
     order_BN = group_BN.new_empty(B, N, dtype=torch.int32)
     start_BK = order_BN.new_full((B, num_groups), N)  # a group without members
-    out_BKC, size_BK = x.new_empty(B, num_groups, C), torch.empty(B, num_groups, device=x.device)
+    out_BKC = x.new_empty(B, num_groups, C)
+    size_BK = torch.empty(B, num_groups, device=x.device, dtype=torch.float32)
     block = min(1024, triton.next_power_of_2(C))
     weight_BN, mass_BN, group_BN = (value.contiguous() for value in (weight_BN, mass_BN, group_BN))
     with torch.cuda.device_of(x):
