@@ -366,9 +366,8 @@ def test_vid_tldr_does_not_count_the_prefix_as_background():
     assert saliency(entropy, prefix=1)[:, 1:].tolist() == saliency(entropy[:, 1:]).tolist() == [[0, 1, 0]]
 
 
-@pytest.mark.parametrize(
-    "entropy", [-7.0, 0.0, 1e-6]
-)  # the last is what rounding makes of attention to one token alone
+# the last is what rounding makes of attention to one token alone
+@pytest.mark.parametrize("entropy", [-7.0, 0.0, 1e-6])
 def test_without_contrast_all_tokens_of_vid_tldr_are_salient(entropy):
     from tokred.methods.vid_tldr import saliency
 

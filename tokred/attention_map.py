@@ -27,7 +27,7 @@ SUMS = ("row_entropy", "received")  # what needs no more of the map than sums
 # Of the logits of ``in_chunks``: on a CPU 16 MiB in float32, about the size of its last-level cache; a GPU wants more at once.
 _CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 # Measured on UMT-B's 2352 tokens and ViT-B's 197 (``benchmarks/attention.py``): from 250 to 400 queries products are as fast
-# as they get; beyond 4 MiB a buffer leaves the cache. So much for each thread, up to the last of these numbers.
+# as they get; beyond 4 MiB a buffer leaves the cache. So much for each thread (measured with two), up to 8 of them.
 _IN_PLACE_QUERIES, _IN_PLACE_ELEMENTS, _IN_PLACE_THREADS = 320, 2**20, 8
 _MAX_SPREAD = 60.0  # of a bias: exp(-60) = 1e-26, far above the 1e-38 where float32 ends
 

@@ -9,7 +9,7 @@ query block, nothing of N x N. Sums are made in a fixed order, without atomics: 
 On an H200 (bfloat16, 8 x 2352 tokens, 12 heads of 64, torch 2.11, triton 3.6; n = 20 interleaved rounds of
 ``benchmarks/attention.py``): output and row entropy take 1.52 [1.49, 1.54] of torch's fused attention alone, with a log-size
 bias on the output 1.72 [1.70, 1.73], where plain operations in chunks take 30.8 [30.3, 31.8]. With the bias and no statistics
-0.91 [0.88, 0.92]. Block sizes are the fastest of those tried there. Ampere: compiled for, not run.
+0.91 [0.88, 0.92]. Block sizes are the fastest of those tried there. Ampere and Blackwell: compiled for, not run.
 
 Dimension key: B batch, N tokens, H heads, D channels of a head, Q and K blocks of queries and keys.
 """
