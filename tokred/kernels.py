@@ -1,23 +1,26 @@
 """Attention and the statistics of its map on CUDA, in two Triton kernels; needs triton, which torch's CUDA builds bring along.
 
 The mean over heads comes before the entropy, so the normaliser of every head must be known before the first term of a sum can
-be taken: a single sweep cannot do it. ``_forward`` is flash attention that also keeps the log-sum-exp of each row; ``_reduce``
-makes q k^T once more, a tile of the map for all heads in turn, and sums what is wanted from the tile's mean. Price beyond
-attention: one more product, N * N * H * D multiply-adds (attention has two), only in the layers that reduce. Memory: O(N) a
-query block, nothing of N x N. Sums are made in a fixed order, without atomics: the same bits each time.
+be taken: a single sweep cannot do it. ``_forward`` is flash attention that also keeps minus the log-sum-exp of each row, the
+shift of its logits; ``_reduce`` makes q k^T once more, a tile of the map for all heads in turn, and sums what is wanted from the
+tile's mean. Price beyond attention: one more product, N * N * H * D multiply-adds (attention has two), only in the layers that
+reduce. Memory: O(N) a query block, nothing of N x N. Sums are made in a fixed order, without atomics: the same bits each time.
 
-On an H200 (bfloat16, 8 x 2352 tokens, 12 heads of 64, torch 2.11, triton 3.6; n = 20 interleaved rounds of
-``benchmarks/attention.py``): output and row entropy take 1.52 [1.49, 1.54] of torch's fused attention alone, with a log-size
-bias on the output 1.72 [1.70, 1.73], where plain operations in chunks take 30.8 [30.3, 31.8]. With the bias and no statistics
-0.91 [0.88, 0.92]. Block sizes are the fastest of those tried there. Ampere and Blackwell: compiled for, not run.
+On an H100 (bfloat16, batch 8, 12 heads of 64, torch 2.11, triton 3.6; medians of 7 interleaved rounds in CUDA graphs): output
+and row entropy of 2352 tokens take 1.41 of torch's fused attention alone, with a log-size bias on the output 1.66 (1752 tokens);
+the bias and no statistics 0.86 (1452 tokens). Plain operations in chunks took 30.8 of it on an H200. Block sizes are the fastest
+of those tried there. Ampere and Blackwell: compiled for, not run.
 
 Dimension key: B batch, N tokens, H heads, D channels of a head, Q and K blocks of queries and keys.
 """
+
+from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 128  # beyond, blocks would not fit the shared memory of every GPU since Ampere
@@ -36,13 +39,10 @@ def attend(
 ) -> Tensor:
     """The output (B, N, H, D). ``bias_BN`` is added to the logits of each key; padding, where not ``valid_BN``, gets and gives
     nothing. ``scale`` is above 0.
-
-    A bias that lies more than 87 below the largest is one of -inf: biases are logs of sizes.
     """
     out_BNHD, valid_BN = _empty_output(v_BHND), _aligned(valid_BN)
-    added = v_BHND.dtype == torch.float16
-    weight_BN = _weights(bias_BN, valid_BN, logs=added)
-    _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, None, scale, weight_BN, valid_BN, True, added)
+    added_BN = _shares(bias_BN, valid_BN, logs=True)
+    _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, None, scale, added_BN, None, valid_BN)
     return out_BNHD
 
 
@@ -63,34 +63,33 @@ def attend_and_measure(
 
     ``biased``: ``bias_BN`` is seen by the statistics, too. Where not, one exponential of each entry serves both, in the precision
     of the values: output is lost where a key of almost no weight has by far the largest logit (in float16 some 10, else some 80
-    above the others).
+    above the others), and a bias that lies more than 87 below the largest is one of -inf: biases are logs of sizes.
     """
     out_BNHD = q_BHND.new_empty(0) if v_BHND is None else _empty_output(v_BHND)
     valid_BN = _aligned(valid_BN)
-    added = biased and v_BHND is not None and v_BHND.dtype == torch.float16
-    weight_BN = _weights(bias_BN, valid_BN, logs=added)
-    lse_BHN = q_BHND.new_empty(q_BHND.shape[:3], dtype=torch.float32)
-    _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, lse_BHN, scale, weight_BN, valid_BN, biased, added)
-    seen_BN = weight_BN if biased else None
-    return out_BNHD, *_sums(q_BHND, k_BHND, lse_BHN, scale, seen_BN, valid_BN, added, entropy, received)
+    share_BN = None if v_BHND is None and not biased else _shares(bias_BN, valid_BN, logs=biased)
+    added_BN, weight_BN = (share_BN, None) if biased else (None, share_BN)
+    shift_BHN = q_BHND.new_empty(q_BHND.shape[:3], dtype=torch.float32)
+    _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, shift_BHN, scale, added_BN, weight_BN, valid_BN)
+    return out_BNHD, *_sums(q_BHND, k_BHND, shift_BHN, scale, added_BN, valid_BN, entropy, received)
 
 
-def _weights(bias_BN: Tensor | None, valid_BN: Tensor | None, *, logs: bool) -> Tensor | None:
+def _shares(bias_BN: Tensor | None, valid_BN: Tensor | None, *, logs: bool) -> Tensor | None:
     """exp(bias), as a share of the largest of real keys: a constant changes nothing in a softmax. ``logs``: log2 of it, to be
-    added to logits, as the range of float16 is too short for products."""
+    added to logits."""
     if bias_BN is None:
         return None
-    weight_BN = _empty_rows(bias_BN)
+    share_BN = _empty_rows(bias_BN)
     with torch.cuda.device_of(bias_BN):
         _exponentials[(len(bias_BN),)](
-            *(bias_BN, weight_BN if valid_BN is None else valid_BN, weight_BN),
-            *(*bias_BN.stride(), _row(valid_BN), weight_BN.stride(0), bias_BN.shape[1]),
+            *(bias_BN, share_BN if valid_BN is None else valid_BN, share_BN),
+            *(*bias_BN.stride(), _row(valid_BN), share_BN.stride(0), bias_BN.shape[1]),
             HAS_VALID=valid_BN is not None,
             LOGS=logs,
             BLOCK=1024,
             num_warps=8,
         )
-    return weight_BN
+    return share_BN
 
 
 def _aligned(valid_BN: Tensor | None) -> Tensor | None:
@@ -112,62 +111,66 @@ def _empty_output(v_BHND: Tensor) -> Tensor:
     return v_BHND.new_empty(B, N, H, D)
 
 
-def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, lse_BHN, scale, weight_BN, valid_BN, biased, added) -> None:
+def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, shift_BHN, scale, added_BN, weight_BN, valid_BN) -> None:
     B, H, N, D = q_BHND.shape
+    if not B:
+        return
     q, k = _rows(q_BHND), _rows(k_BHND)
     v = k if v_BHND is None else _rows(v_BHND)
     out = v if v_BHND is None else out_BNHD.transpose(1, 2)
     sizes = _forward_sizes(q.dtype, max(D, v.shape[3]))
+    hopper = torch.float32 not in (q.dtype, v.dtype) and max(D, v.shape[3]) <= 64 and _copies(k) and _copies(v)
     with torch.cuda.device_of(q):
+        hopper = hopper and _is_hopper(q.device)
         _forward[(triton.cdiv(N, sizes["BLOCK_Q"]), H, B)](
-            *(q, k, v, out),
-            *(q if value is None else value for value in (lse_BHN, weight_BN, valid_BN)),
+            *(q, *((_blocks(x, sizes["BLOCK_K"]) if hopper else x) for x in (k, v)), out),
+            *(q if value is None else value for value in (shift_BHN, added_BN, weight_BN, valid_BN)),
             *q.stride()[:3],
             *k.stride()[:3],
             *v.stride()[:3],
             *out.stride()[:3],
-            *(_row(weight_BN), _row(valid_BN), H, N, scale * LOG2_E.value),
+            *(_row(added_BN), _row(weight_BN), _row(valid_BN), H, N, scale * LOG2_E.value),
             D=D,
             D_V=v.shape[3],
             BLOCK_D=_padded(D),
             BLOCK_V=_padded(v.shape[3]),
             HAS_V=v_BHND is not None,
-            HAS_LSE=lse_BHN is not None,
-            HAS_WEIGHT=weight_BN is not None,
+            HAS_SHIFT=shift_BHN is not None,
+            ADDED=added_BN is not None,
+            WEIGHTED=weight_BN is not None,
             HAS_VALID=valid_BN is not None,
-            BIASED=biased,
-            ADDED=added and weight_BN is not None,
             FOLLOW=v.dtype == torch.float16,
+            HOPPER=hopper,
             WIDEN=_widen(q),
             enable_fp_fusion=True,  # from triton 3.10 on it is not the default
             **sizes,
         )
 
 
-def _sums(q_BHND, k_BHND, lse_BHN, scale, weight_BN, valid_BN, added, entropy, received) -> tuple[Tensor, Tensor]:
+def _sums(q_BHND, k_BHND, shift_BHN, scale, added_BN, valid_BN, entropy, received) -> tuple[Tensor, Tensor]:
     B, H, N, D = q_BHND.shape
     q, k = _rows(q_BHND), _rows(k_BHND)
     sizes = _reduce_sizes(q.dtype, D)
     num_q, num_k = triton.cdiv(N, sizes["BLOCK_Q"]), triton.cdiv(N, sizes["BLOCK_K"])
-    none = lse_BHN.new_empty(0)
-    entropy_KBN = lse_BHN.new_empty(num_k, B, N) if entropy else none
-    received_QBN = lse_BHN.new_empty(num_q, B, N) if received else none
+    none = shift_BHN.new_empty(0)
+    entropy_KBN = shift_BHN.new_empty(num_k, B, N) if entropy else none
+    received_QBN = shift_BHN.new_empty(num_q, B, N) if received else none
     with torch.cuda.device_of(q):
         _reduce[(num_q, num_k, B)](
-            *(q, k, lse_BHN, lse_BHN if weight_BN is None else weight_BN, lse_BHN if valid_BN is None else valid_BN),
+            *(q, k, shift_BHN, *(none if value is None else value for value in (added_BN, valid_BN))),
             *(entropy_KBN, received_QBN),
             *q.stride()[:3],
             *k.stride()[:3],
-            *(_row(weight_BN), _row(valid_BN), B, H, N, scale * LOG2_E.value),
+            *(_row(added_BN), _row(valid_BN), B, H, N, scale * LOG2_E.value),
             D=D,
             BLOCK_D=_padded(D),
-            HAS_WEIGHT=weight_BN is not None,
+            ADDED=added_BN is not None,
             HAS_VALID=valid_BN is not None,
-            ADDED=added,
             ENTROPY=entropy,
             RECEIVED=received,
             WIDEN=_widen(q),
             HARDWARE=_compiles(),
+            STAGES=sizes["num_stages"],
             enable_fp_fusion=True,
             **sizes,
         )
@@ -191,6 +194,24 @@ def _reduce_sizes(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
 def _rows(x_BHND: Tensor) -> Tensor:
     """With the channels of a head side by side, as the kernels read them; any other stride will do."""
     return x_BHND if x_BHND.stride(3) == 1 else x_BHND.contiguous()
+
+
+def _copies(x_BHND: Tensor) -> bool:
+    """Whether Hopper's copy engine takes it: all rows at multiples of 16 bytes."""
+    strides = [stride * x_BHND.element_size() for stride in x_BHND.stride()[:3]]
+    return not any(place % 16 for place in (x_BHND.data_ptr(), *strides)) and 0 not in strides
+
+
+def _blocks(x_BHND: Tensor, num_rows: int) -> TensorDescriptor:
+    return TensorDescriptor(
+        x_BHND, list(x_BHND.shape), list(x_BHND.stride()), [1, 1, num_rows, _padded(x_BHND.shape[3])]
+    )
+
+
+@cache
+def _is_hopper(device: torch.device) -> bool:
+    """The interpreter takes what Hopper does."""
+    return not _compiles() or triton.runtime.driver.active.get_current_target().arch // 10 == 9
 
 
 def _padded(D: int) -> int:
@@ -248,15 +269,31 @@ def _load(x, rows, n: tl.constexpr, d, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
+def _block(
+    X, b, h, start, n: tl.constexpr, N,
+    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, LAST: tl.constexpr, HOPPER: tl.constexpr,
+):  # fmt: skip
+    """Rows of a head, to which ``X`` points where it is no descriptor; ``LAST``: with some beyond N, which nobody uses."""
+    if HOPPER:
+        block = X.load([b, h, start, 0]).reshape(BLOCK_N, BLOCK_D)
+    else:
+        rows = start + tl.arange(0, BLOCK_N)
+        block = _load(X, tl.minimum(rows, N - 1) if LAST else rows, n, tl.arange(0, BLOCK_D), D, BLOCK_D)
+    return block
+
+
+@triton.jit
 def _logits(
-    q, k_of_head, valid_of_sample, keys, safe_keys, k_n: tl.constexpr, N,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, HAS_VALID: tl.constexpr, LAST: tl.constexpr, WIDEN: tl.constexpr,
+    q, K, b, h, valid_of_sample, start, k_n: tl.constexpr, N,
+    D: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, HAS_VALID: tl.constexpr, LAST: tl.constexpr,
+    HOPPER: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """q k^T of a block of keys; ``LAST``: it reaches beyond N."""
-    k = _load(k_of_head, safe_keys, k_n, tl.arange(0, BLOCK_D), D, BLOCK_D)
+    keys = start + tl.arange(0, BLOCK_K)
+    k = _block(K, b, h, start, k_n, N, D, BLOCK_K, BLOCK_D, LAST, HOPPER)
     logits = _dot(q, tl.trans(k), WIDEN)
     if HAS_VALID:
-        is_key = (keys < N) & (tl.load(valid_of_sample + safe_keys) > 0)
+        is_key = (keys < N) & (tl.load(valid_of_sample + tl.minimum(keys, N - 1)) > 0)
         logits = tl.where(is_key[None, :], logits, float("-inf"))
     elif LAST:
         logits = tl.where((keys < N)[None, :], logits, float("-inf"))
@@ -265,40 +302,49 @@ def _logits(
 
 @triton.jit
 def _step(
-    q, k_of_head, v_of_head, weight_of_sample, valid_of_sample, start, k_n: tl.constexpr, v_n: tl.constexpr, N, scale,
+    q, K, V, b, h, added_of_sample, weight_of_sample, valid_of_sample, start, k_n: tl.constexpr, v_n: tl.constexpr, N, scale,
     most, total, weighted, acc,
-    D: tl.constexpr, D_V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    HAS_V: tl.constexpr, HAS_VALID: tl.constexpr, ADDED: tl.constexpr, WEIGHTED: tl.constexpr, TOTAL: tl.constexpr,
-    FOLLOW: tl.constexpr, LAST: tl.constexpr, WIDEN: tl.constexpr,
+    D: tl.constexpr, D_V: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    HAS_V: tl.constexpr, ADDED: tl.constexpr, WEIGHTED: tl.constexpr, HAS_VALID: tl.constexpr,
+    FOLLOW: tl.constexpr, LAST: tl.constexpr, HOPPER: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """A block of keys. ``FOLLOW``: what is subtracted from the logits of a row is the most so far; else ``most``, one number."""
     keys = start + tl.arange(0, BLOCK_K)
     safe_keys = tl.minimum(keys, N - 1) if LAST else keys
-    if WEIGHTED or ADDED:
+    if ADDED:
+        added = _unstaged(added_of_sample + safe_keys, start)
+    if WEIGHTED:
         weight = _unstaged(weight_of_sample + safe_keys, start)
-    logits = _logits(q, k_of_head, valid_of_sample, keys, safe_keys, k_n, N, D, BLOCK_D, HAS_VALID, LAST, WIDEN)
+    logits = _logits(q, K, b, h, valid_of_sample, start, k_n, N, D, BLOCK_K, BLOCK_D, HAS_VALID, LAST, HOPPER, WIDEN)
     if FOLLOW:
         logits = logits * scale
         if ADDED:
-            logits += weight[None, :]
-        if WEIGHTED and not TOTAL:  # a key that does not count at all is no maximum
-            logits = tl.where((weight > 0)[None, :], logits, float("-inf"))
+            logits += added[None, :]
         new_most = tl.maximum(most, tl.max(logits, 1))
         safe = _finite(new_most)
         p = tl.exp2(logits - safe[:, None])
         shrink = tl.exp2(most - safe)
-        most, total, weighted, acc = new_most, total * shrink, weighted * shrink, acc * shrink[:, None]
+        most, acc = new_most, acc * shrink[:, None]
+        total, weighted = total * shrink[:, None], weighted * shrink[:, None]
+    elif ADDED:
+        p = tl.exp2(logits * scale + (added - most)[None, :])
     else:
         p = tl.exp2(logits * scale - most)
-    if TOTAL:
-        total += tl.sum(p, 1)
+    total += _quarters(p, BLOCK_Q, BLOCK_K)
     if WEIGHTED:
         p = p * weight[None, :]
-        weighted += tl.sum(p, 1)
+        weighted += _quarters(p, BLOCK_Q, BLOCK_K)
     if HAS_V:
-        v = _load(v_of_head, safe_keys, v_n, tl.arange(0, BLOCK_V), D_V, BLOCK_V)
+        v = _block(V, b, h, start, v_n, N, D_V, BLOCK_K, BLOCK_V, LAST, HOPPER)
         acc += _dot(p.to(v.dtype), v, WIDEN)
     return most, total, weighted, acc
+
+
+@triton.jit
+def _quarters(p, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Sums of rows in four parts, as products leave them: what one thread holds, so that threads need not add up in each step."""
+    return tl.sum(tl.sum(tl.reshape(p, [BLOCK_Q, BLOCK_K // 8, 4, 2]), 3), 1)
 
 
 @triton.jit
@@ -326,79 +372,83 @@ def _finite(most):
 
 @triton.jit
 def _over_keys(
-    q, k_of_head, v_of_head, weight_of_sample, valid_of_sample, k_n: tl.constexpr, v_n: tl.constexpr, N, scale, most,
+    q, K, V, b, h, added_of_sample, weight_of_sample, valid_of_sample, k_n: tl.constexpr, v_n: tl.constexpr, N, scale, most,
     D: tl.constexpr, D_V: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    HAS_V: tl.constexpr, HAS_VALID: tl.constexpr, ADDED: tl.constexpr, WEIGHTED: tl.constexpr, TOTAL: tl.constexpr,
-    FOLLOW: tl.constexpr, WIDEN: tl.constexpr,
+    HAS_V: tl.constexpr, ADDED: tl.constexpr, WEIGHTED: tl.constexpr, HAS_VALID: tl.constexpr, FOLLOW: tl.constexpr,
+    HOPPER: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """What was subtracted from the logits of each row, the sums of its exponentials without and with weights, and its output
     before it is divided by one of them."""
-    total = tl.zeros([BLOCK_Q], tl.float32)
-    weighted = tl.zeros([BLOCK_Q], tl.float32)
+    total = tl.zeros([BLOCK_Q, 4], tl.float32)
+    weighted = tl.zeros([BLOCK_Q, 4], tl.float32)
     acc = tl.zeros([BLOCK_Q, BLOCK_V], tl.float32)
     whole = N // BLOCK_K * BLOCK_K
     for start in range(0, whole, BLOCK_K):
         most, total, weighted, acc = _step(
-            q, k_of_head, v_of_head, weight_of_sample, valid_of_sample, start, k_n, v_n, N, scale,
+            q, K, V, b, h, added_of_sample, weight_of_sample, valid_of_sample, start, k_n, v_n, N, scale,
             most, total, weighted, acc,
-            D, D_V, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_VALID, ADDED, WEIGHTED, TOTAL, FOLLOW, False, WIDEN,
+            D, D_V, BLOCK_Q, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, ADDED, WEIGHTED, HAS_VALID, FOLLOW, False, HOPPER, WIDEN,
         )  # fmt: skip
     if whole < N:
         most, total, weighted, acc = _step(
-            q, k_of_head, v_of_head, weight_of_sample, valid_of_sample, whole, k_n, v_n, N, scale,
+            q, K, V, b, h, added_of_sample, weight_of_sample, valid_of_sample, whole, k_n, v_n, N, scale,
             most, total, weighted, acc,
-            D, D_V, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_VALID, ADDED, WEIGHTED, TOTAL, FOLLOW, True, WIDEN,
+            D, D_V, BLOCK_Q, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, ADDED, WEIGHTED, HAS_VALID, FOLLOW, True, HOPPER, WIDEN,
         )  # fmt: skip
-    return total * 0 + most, total, weighted, acc
+    total = tl.sum(total, 1)
+    return total * 0 + most, total, tl.sum(weighted, 1), acc
 
 
 @triton.jit
 def _forward(
-    Q, K, V, OUT, LSE, WEIGHT, VALID,
+    Q, K, V, OUT, SHIFT, ADDED_TO, WEIGHT, VALID,
     q_b, q_h, q_n: tl.constexpr, k_b, k_h, k_n: tl.constexpr, v_b, v_h, v_n: tl.constexpr, o_b, o_h, o_n,
-    weight_b, valid_b, H, N, scale,
+    added_b, weight_b, valid_b, H, N, scale,
     D: tl.constexpr, D_V: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    HAS_V: tl.constexpr, HAS_LSE: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_VALID: tl.constexpr,
-    BIASED: tl.constexpr, ADDED: tl.constexpr, FOLLOW: tl.constexpr, WIDEN: tl.constexpr,
+    HAS_V: tl.constexpr, HAS_SHIFT: tl.constexpr, ADDED: tl.constexpr, WEIGHTED: tl.constexpr, HAS_VALID: tl.constexpr,
+    FOLLOW: tl.constexpr, HOPPER: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """A block of queries of one head: its output, and log2 of the sum of its rows, with the weights where ``BIASED``.
+    """A block of queries of one head: its output, and minus log2 of the sum of its rows: added to logits, it makes them those of
+    shares.
 
-    One exponential serves both: with weights w the output's softmax is p w / sum(p w), where p is the one without.
+    ``WEIGHTED``: one exponential serves two softmaxes. With weights w the output's is p w / sum(p w), where p is the one without.
 
     What is subtracted from the logits need not be their maximum: float32 and bfloat16 hold powers of 2 from -126 to 127 with the
     same digits. So it is the largest logit of the first keys, one number for all queries of the block; where a sum comes out
     ``FAR`` from 1, all is done again with maxima followed row by row, as it always is in float16.
+
+    ``HOPPER``: its copy engine reads keys and values, and a product with the identity leaves the queries, as they are, in the
+    registers from which a product takes its first factor.
     """
-    WEIGHTED: tl.constexpr = HAS_WEIGHT and not ADDED
-    TOTAL: tl.constexpr = not WEIGHTED or (HAS_LSE and not BIASED)
-    h, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    at_b, h = tl.program_id(2), tl.program_id(1)
+    b = at_b.to(tl.int64)
     rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     q = _load(Q + b * q_b + h * q_h, tl.minimum(rows, N - 1), q_n, d, D, BLOCK_D)
-    k_of_head, v_of_head = K + b * k_b + h * k_h, V + b * v_b + h * v_h
-    weight, valid = WEIGHT + b * weight_b, VALID + b * valid_b
+    if HOPPER:
+        q = _dot(q, (d[:, None] == d[None, :]).to(tl.float32).to(q.dtype), WIDEN).to(q.dtype)
+    else:
+        K, V = K + b * k_b + h * k_h, V + b * v_b + h * v_h
+    added, weight, valid = ADDED_TO + b * added_b, WEIGHT + b * weight_b, VALID + b * valid_b
     lowest = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     if FOLLOW:
         most = lowest
     else:
-        keys = tl.arange(0, BLOCK_K)
-        logits = _logits(q, k_of_head, valid, keys, tl.minimum(keys, N - 1), k_n, N, D, BLOCK_D, HAS_VALID, True, WIDEN)
+        logits = _logits(q, K, at_b, h, valid, 0, k_n, N, D, BLOCK_K, BLOCK_D, HAS_VALID, True, HOPPER, WIDEN)
         most = _finite(tl.max(logits) * scale)  # in two steps triton 3.6 cannot compile it for B200
     most_Q, total, weighted, acc = _over_keys(
-        q, k_of_head, v_of_head, weight, valid, k_n, v_n, N, scale, most,
-        D, D_V, BLOCK_Q, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_VALID, ADDED, WEIGHTED, TOTAL, FOLLOW, WIDEN,
+        q, K, V, at_b, h, added, weight, valid, k_n, v_n, N, scale, most,
+        D, D_V, BLOCK_Q, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, ADDED, WEIGHTED, HAS_VALID, FOLLOW, HOPPER, WIDEN,
     )  # fmt: skip
     by = weighted if WEIGHTED else total
     if not FOLLOW:
-        is_near = (by > 1 / FAR) & (by < FAR)  # no number is not
-        if TOTAL:
-            is_near = is_near & (total < FAR)
+        is_near = (by > 1 / FAR) & (by < FAR) & (total < FAR)  # no number is not
         if tl.sum(is_near.to(tl.int32), 0) < BLOCK_Q:
             most_Q, total, weighted, acc = _over_keys(
-                q, k_of_head, v_of_head, weight, valid, k_n, v_n, N, scale, lowest,
-                D, D_V, BLOCK_Q, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, HAS_VALID, ADDED, WEIGHTED, TOTAL, True, WIDEN,
+                q, K, V, at_b, h, added, weight, valid, k_n, v_n, N, scale, lowest,
+                D, D_V, BLOCK_Q, BLOCK_K, BLOCK_D, BLOCK_V, HAS_V, ADDED, WEIGHTED, HAS_VALID, True, HOPPER, WIDEN,
             )  # fmt: skip
             by = weighted if WEIGHTED else total
     if HAS_V:
@@ -407,18 +457,18 @@ def _forward(
             (acc * (1 / by)[:, None]).to(OUT.dtype.element_ty),
             (rows[:, None] < N) & (dv[None, :] < D_V),
         )
-    if HAS_LSE:
-        tl.store(LSE + (b * H + h) * N + rows, _finite(most_Q) + tl.log2(total if TOTAL else weighted), rows < N)
+    if HAS_SHIFT:
+        tl.store(SHIFT + (b * H + h) * N + rows, -_finite(most_Q) - tl.log2(total), rows < N)
 
 
 @triton.jit
 def _reduce(
-    Q, K, LSE, WEIGHT, VALID, ENTROPY_OUT, RECEIVED_OUT,
+    Q, K, SHIFT, ADDED_TO, VALID, ENTROPY_OUT, RECEIVED_OUT,
     q_b, q_h, q_n: tl.constexpr, k_b, k_h, k_n: tl.constexpr,
-    weight_b, valid_b, B, H, N, scale,
+    added_b, valid_b, B, H, N, scale,
     D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr, HAS_VALID: tl.constexpr, ADDED: tl.constexpr, ENTROPY: tl.constexpr, RECEIVED: tl.constexpr,
-    WIDEN: tl.constexpr, HARDWARE: tl.constexpr,
+    ADDED: tl.constexpr, HAS_VALID: tl.constexpr, ENTROPY: tl.constexpr, RECEIVED: tl.constexpr,
+    WIDEN: tl.constexpr, HARDWARE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """A tile of the mean map: the sums of p log p of its rows, and of p of its columns."""
     block_q, block_k, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -426,20 +476,20 @@ def _reduce(
     keys = block_k * BLOCK_K + tl.arange(0, BLOCK_K)
     safe_rows, safe_keys = tl.minimum(rows, N - 1), tl.minimum(keys, N - 1)
     d = tl.arange(0, BLOCK_D)
-    q_of, k_of, lse_of = Q + b * q_b, K + b * k_b, LSE + b * H * N + safe_rows
+    q_of, k_of, shift_of = Q + b * q_b, K + b * k_b, SHIFT + b * H * N + safe_rows
     total = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
-    if HAS_WEIGHT:
-        log = tl.load(WEIGHT + b * weight_b + safe_keys)
-        if not ADDED:
-            log = tl.log2(log)
-    for h in range(0, H):
+    if ADDED:
+        added = tl.load(ADDED_TO + b * added_b + safe_keys)
+    for h in tl.range(
+        0, H, num_stages=STAGES
+    ):  # said here, the loads of shifts are staged, too: else all would wait for them
         q = _load(q_of + h * q_h, safe_rows, q_n, d, D, BLOCK_D)
         k = _load(k_of + h * k_h, safe_keys, k_n, d, D, BLOCK_D)
-        lse = tl.load(lse_of + h * N)
-        if HAS_WEIGHT:
-            total += tl.exp2(_dot(q, tl.trans(k), WIDEN) * scale + (log[None, :] - lse[:, None]))
+        shift = tl.load(shift_of + h * N)
+        if ADDED:
+            total += tl.exp2(_dot(q, tl.trans(k), WIDEN) * scale + (added[None, :] + shift[:, None]))
         else:
-            total += tl.exp2(_dot(q, tl.trans(k), WIDEN) * scale - lse[:, None])
+            total += tl.exp2(_dot(q, tl.trans(k), WIDEN) * scale + shift[:, None])
     is_key = keys < N
     if HAS_VALID:
         is_key = is_key & (tl.load(VALID + b * valid_b + safe_keys) > 0)

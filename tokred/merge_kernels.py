@@ -12,7 +12,11 @@ from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # of features that are merged
 NEAREST = {"BLOCK_A": 128, "BLOCK_D": 128, "BLOCK_C": 64, "num_warps": 4, "num_stages": 3}
-COUNTING = {"BLOCK": 32, "num_warps": 4}  # of places: each warp compares 32 tokens with every fourth of the others
+COUNTING = {
+    "BLOCK": 32,
+    "OTHERS": 128,
+    "num_warps": 4,
+}  # of places: each warp compares 32 tokens with every fourth of 128
 
 
 def nearest_odd(x_BNC: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
@@ -51,10 +55,11 @@ def join(best_BA: Tensor, partner_BA: Tensor, r: int, num_tokens: int, *, sort: 
     rank_BA = best_BA.new_empty(B, num_even, dtype=torch.int32)
     group_BN = partner_BA.new_empty(B, num_tokens)
     best_BA, partner_BA = best_BA.contiguous(), partner_BA.contiguous()
-    grid = triton.cdiv(num_even, COUNTING["BLOCK"]), B
     with torch.cuda.device_of(best_BA):
-        _rank[grid](best_BA, rank_BA, num_even, **COUNTING)
-        _join[grid](rank_BA, partner_BA, group_BN, num_even, num_tokens, r, SORT=sort, **COUNTING)
+        _rank[(triton.cdiv(num_even, COUNTING["BLOCK"]), B)](best_BA, rank_BA, num_even, **COUNTING)
+        _join[(triton.cdiv(num_even, 128), B)](
+            rank_BA, partner_BA, group_BN, num_even, num_tokens, r, SORT=sort, BLOCK=128, num_warps=4
+        )
     return group_BN
 
 
@@ -149,19 +154,24 @@ def _best(BEST, PARTNER, num, PARTS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _rank(BEST, RANK, num_even, BLOCK: tl.constexpr):
+def _rank(BEST, RANK, num_even, BLOCK: tl.constexpr, OTHERS: tl.constexpr):
     """How many come before each, by falling value and then by place: a count over all, which needs no sort. The tokens of a block
     lie along the last axis, those they are compared with along the first."""
     b = tl.program_id(1).to(tl.int64)
     own_block = tl.program_id(0) * BLOCK
-    each = tl.arange(0, BLOCK)
-    i = own_block + each
+    i = own_block + tl.arange(0, BLOCK)
+    each = tl.arange(0, OTHERS)
     own = tl.load(BEST + b * num_even + i, i < num_even, other=float("-inf"))
-    before = ((own[:, None] > own[None, :]) | ((own[:, None] == own[None, :]) & (i[:, None] < i[None, :]))).to(tl.int32)
-    for start in range(0, own_block, BLOCK):
+    mixed = own_block // OTHERS * OTHERS  # some of these lie before an own token, some behind
+    j = mixed + each
+    other = tl.load(BEST + b * num_even + j, j < num_even, other=float("-inf"))
+    before = ((other[:, None] > own[None, :]) | ((other[:, None] == own[None, :]) & (j[:, None] < i[None, :]))).to(
+        tl.int32
+    )
+    for start in range(0, mixed, OTHERS):
         other = tl.load(BEST + b * num_even + start + each)
         before += (other[:, None] >= own[None, :]).to(tl.int32)
-    for start in range(own_block + BLOCK, num_even, BLOCK):
+    for start in range(mixed + OTHERS, num_even, OTHERS):
         other = tl.load(BEST + b * num_even + start + each, start + each < num_even, other=float("-inf"))
         before += (other[:, None] > own[None, :]).to(tl.int32)
     tl.store(RANK + b * num_even + i, tl.sum(before, 0), i < num_even)
@@ -189,27 +199,29 @@ def _join(RANK, PARTNER, GROUP, num_even, num_tokens, r, SORT: tl.constexpr, BLO
 
 
 @triton.jit
-def _sort(GROUP, ORDER, START, N, num_groups, BLOCK: tl.constexpr):
-    """The places of tokens by group and then by place, those of no group last, and where in it each group starts: as many
-    come before. Counted as ``_rank`` does; without a sign -1 is above all."""
+def _sort(GROUP, ORDER, START, N, num_groups, BLOCK: tl.constexpr, OTHERS: tl.constexpr):
+    """The places of tokens by group and then by place, those of no group last, and where in it each group starts: at the least
+    of its members. Counted as ``_rank`` does; without a sign -1 is above all."""
     b = tl.program_id(1).to(tl.int64)
     own_block = tl.program_id(0) * BLOCK
-    each = tl.arange(0, BLOCK)
-    i = own_block + each
+    i = own_block + tl.arange(0, BLOCK)
+    each = tl.arange(0, OTHERS)
     own = tl.load(GROUP + b * N + i, i < N, other=-1).to(tl.uint32)
-    less = (own[:, None] < own[None, :]).to(tl.int32)
-    same = ((own[:, None] == own[None, :]) & (each[:, None] < each[None, :])).to(tl.int32)
-    for at in range(0, own_block, BLOCK):
-        other = tl.load(GROUP + b * N + at + each).to(tl.uint32)
-        less += (other[:, None] < own[None, :]).to(tl.int32)
-        same += (other[:, None] == own[None, :]).to(tl.int32)
-    for at in range(own_block + BLOCK, N, BLOCK):
-        other = tl.load(GROUP + b * N + at + each, at + each < N, other=-1).to(tl.uint32)
-        less += (other[:, None] < own[None, :]).to(tl.int32)
-    start, before, group = tl.sum(less, 0), tl.sum(same, 0), own.to(tl.int32)
-    tl.store(ORDER + b * N + start + before, i, i < N)
-    is_first = (before == 0) & (group >= 0) & (group < num_groups)
-    tl.store(START + b * num_groups + group, start, (i < N) & is_first)
+    mixed = own_block // OTHERS * OTHERS
+    j = mixed + each
+    other = tl.load(GROUP + b * N + j, j < N, other=-1).to(tl.uint32)
+    before = ((other[:, None] < own[None, :]) | ((other[:, None] == own[None, :]) & (j[:, None] < i[None, :]))).to(
+        tl.int32
+    )
+    for start in range(0, mixed, OTHERS):
+        other = tl.load(GROUP + b * N + start + each).to(tl.uint32)
+        before += (other[:, None] <= own[None, :]).to(tl.int32)
+    for start in range(mixed + OTHERS, N, OTHERS):
+        other = tl.load(GROUP + b * N + start + each, start + each < N, other=-1).to(tl.uint32)
+        before += (other[:, None] < own[None, :]).to(tl.int32)
+    place, group = tl.sum(before, 0), own.to(tl.int32)
+    tl.store(ORDER + b * N + place, i, i < N)
+    tl.atomic_min(START + b * num_groups + group, place, (i < N) & (group >= 0) & (group < num_groups))
 
 
 @triton.jit

@@ -44,7 +44,7 @@ Which method works in which mode, put together by `{command}`. A test runs every
 - **no host sync**: in a forward the host waits for no value of the device and copies nothing to it or from it, which is what the
   capture of a CUDA graph asks for. Tried without CUDA, on fake CUDA tensors, which have no values, after one forward to warm up,
   which a capture needs anyway (`grid_pool` copies its cells then). On a GPU a test captures each in a graph and compares what a
-  replay gives with eager mode: all passed on an H100, torch 2.11, triton 3.6, in float32.
+  replay gives with eager mode: all passed on an H100, torch 2.11, triton 3.6, in float32 and bfloat16.
 - **export**: `torch.export.export(model, (inputs,), dynamic_shapes=({{0: Dim("batch")}},))`, run by torch on two sizes of batch.
 - **ONNX**: `torch.onnx.export(model, (inputs,), dynamo=True, optimize=False)`, run by onnxruntime on the CPU. Sorts are stable in
   it, and draws those of eager mode. Inputs are float32; of half precision and of int8 nothing is known.
