@@ -1,6 +1,7 @@
 """Sealed files: any other byte is found, older files are read as they are, others' readers read them too."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -85,3 +86,14 @@ def test_a_number_that_is_none_is_refused(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "a.json", {"value": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_arrays_are_packed_stays_ctrl_c(tmp_path, monkeypatch):
+    def interrupted(self):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zipfile._ZipWriteFile, "close", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_arrays(tmp_path / "a.npz", ARRAYS)
+    assert not list(tmp_path.iterdir())

@@ -1,15 +1,17 @@
 """Attention and the statistics of its map on CUDA, in two Triton kernels; needs triton, which torch's CUDA builds bring along.
 
 The mean over heads comes before the entropy, so the normaliser of every head must be known before the first term of a sum can
-be taken: a single sweep cannot do it. ``_forward`` is flash attention that also keeps minus the log-sum-exp of each row, the
-shift of its logits; ``_reduce`` makes q k^T once more, a tile of the map for all heads in turn, and sums what is wanted from the
-tile's mean. Price beyond attention: one more product, N * N * H * D multiply-adds (attention has two), only in the layers that
-reduce. Memory: O(N) a query block, nothing of N x N. Sums are made in a fixed order, without atomics: the same bits each time.
+be taken: a single sweep cannot do it. ``_forward`` is flash attention that also keeps minus log2 of the sum of each row's
+exponentials, the shift of its logits; ``_reduce`` makes q k^T once more, a tile of the map for all heads in turn, and sums what
+is wanted from the tile's mean. Price beyond attention: one more product, N * N * H * D multiply-adds (attention has two), only
+in the layers that reduce. Memory: O(N) a query block, nothing of N x N. Sums are made in a fixed order, without atomics: the same
+bits each time.
 
 On an H100 (bfloat16, batch 8, 12 heads of 64, torch 2.11, triton 3.6; medians of 7 interleaved rounds in CUDA graphs): output
 and row entropy of 2352 tokens take 1.41 of torch's fused attention alone, with a log-size bias on the output 1.66 (1752 tokens);
-the bias and no statistics 0.86 (1452 tokens). Plain operations in chunks took 30.8 of it on an H200. Block sizes are the fastest
-of those tried there. Ampere and Blackwell: compiled for, not run.
+the bias and no statistics 0.86 (1452 tokens). Of attention alone at 2352 tokens plain operations in chunks took 30.8 on an H200.
+Block sizes are the fastest of those tried on the two. ``benchmarks/attention.py`` measures all this. Ampere and Blackwell:
+compiled for, not run.
 
 Dimension key: B batch, N tokens, H heads, D channels of a head, Q and K blocks of queries and keys.
 """
@@ -113,7 +115,7 @@ def _empty_output(v_BHND: Tensor) -> Tensor:
 
 def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, shift_BHN, scale, added_BN, weight_BN, valid_BN) -> None:
     B, H, N, D = q_BHND.shape
-    if not B:
+    if 0 in q_BHND.shape:  # of nothing there is no descriptor
         return
     q, k = _rows(q_BHND), _rows(k_BHND)
     v = k if v_BHND is None else _rows(v_BHND)
@@ -210,7 +212,7 @@ def _blocks(x_BHND: Tensor, num_rows: int) -> TensorDescriptor:
 
 @cache
 def _is_hopper(device: torch.device) -> bool:
-    """The interpreter takes what Hopper does."""
+    """Whether it is a GPU of that kind, or the interpreter, which can do the same."""
     return not _compiles() or triton.runtime.driver.active.get_current_target().arch // 10 == 9
 
 
@@ -273,7 +275,8 @@ def _block(
     X, b, h, start, n: tl.constexpr, N,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, LAST: tl.constexpr, HOPPER: tl.constexpr,
 ):  # fmt: skip
-    """Rows of a head, to which ``X`` points where it is no descriptor; ``LAST``: with some beyond N, which nobody uses."""
+    """Rows of a head, to which ``X`` points where it is no descriptor. ``LAST``: with some beyond N, zeros or the last again,
+    which get no weight."""
     if HOPPER:
         block = X.load([b, h, start, 0]).reshape(BLOCK_N, BLOCK_D)
     else:
@@ -410,8 +413,8 @@ def _forward(
     HAS_V: tl.constexpr, HAS_SHIFT: tl.constexpr, ADDED: tl.constexpr, WEIGHTED: tl.constexpr, HAS_VALID: tl.constexpr,
     FOLLOW: tl.constexpr, HOPPER: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """A block of queries of one head: its output, and minus log2 of the sum of its rows: added to logits, it makes them those of
-    shares.
+    """A block of queries of one head: its output, and minus log2 of the sum of each row's exponentials: added to logits, it makes
+    them those of shares.
 
     ``WEIGHTED``: one exponential serves two softmaxes. With weights w the output's is p w / sum(p w), where p is the one without.
 
@@ -419,8 +422,8 @@ def _forward(
     same digits. So it is the largest logit of the first keys, one number for all queries of the block; where a sum comes out
     ``FAR`` from 1, all is done again with maxima followed row by row, as it always is in float16.
 
-    ``HOPPER``: its copy engine reads keys and values, and a product with the identity leaves the queries, as they are, in the
-    registers from which a product takes its first factor.
+    ``HOPPER``: its copy engine reads keys and values, and a product with the identity leaves the queries, exact where they are
+    finite, in the registers from which a product takes its first factor.
     """
     at_b, h = tl.program_id(2), tl.program_id(1)
     b = at_b.to(tl.int64)
@@ -480,9 +483,8 @@ def _reduce(
     total = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
     if ADDED:
         added = tl.load(ADDED_TO + b * added_b + safe_keys)
-    for h in tl.range(
-        0, H, num_stages=STAGES
-    ):  # said here, the loads of shifts are staged, too: else all would wait for them
+    # Where stages are asked for in the loop, the loads of shifts get them, too; else all would wait for these.
+    for h in tl.range(0, H, num_stages=STAGES):
         q = _load(q_of + h * q_h, safe_rows, q_n, d, D, BLOCK_D)
         k = _load(k_of + h * k_h, safe_keys, k_n, d, D, BLOCK_D)
         shift = tl.load(shift_of + h * N)

@@ -12,11 +12,9 @@ from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # of features that are merged
 NEAREST = {"BLOCK_A": 128, "BLOCK_D": 128, "BLOCK_C": 64, "num_warps": 4, "num_stages": 3}
-COUNTING = {
-    "BLOCK": 32,
-    "OTHERS": 128,
-    "num_warps": 4,
-}  # of places: each warp compares 32 tokens with every fourth of 128
+# Of places: each warp compares 32 tokens with every fourth of 128.
+COUNTING = {"BLOCK": 32, "OTHERS": 128, "num_warps": 4}
+JOINING = {"BLOCK": 128, "num_warps": 4}
 
 
 def nearest_odd(x_BNC: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
@@ -57,8 +55,8 @@ def join(best_BA: Tensor, partner_BA: Tensor, r: int, num_tokens: int, *, sort: 
     best_BA, partner_BA = best_BA.contiguous(), partner_BA.contiguous()
     with torch.cuda.device_of(best_BA):
         _rank[(triton.cdiv(num_even, COUNTING["BLOCK"]), B)](best_BA, rank_BA, num_even, **COUNTING)
-        _join[(triton.cdiv(num_even, 128), B)](
-            rank_BA, partner_BA, group_BN, num_even, num_tokens, r, SORT=sort, BLOCK=128, num_warps=4
+        _join[(triton.cdiv(num_even, JOINING["BLOCK"]), B)](
+            rank_BA, partner_BA, group_BN, num_even, num_tokens, r, SORT=sort, **JOINING
         )
     return group_BN
 

@@ -100,7 +100,12 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> str:
     if (num_bytes := sum(array.nbytes for array in arrays.values())) >= MOST_ARRAY_BYTES:
         raise ValueError(f"{path} would hold {num_bytes} bytes of arrays, and {MOST_ARRAY_BYTES} are the most")
     file = io.BytesIO()
-    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    try:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    except ValueError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # zipfile does not like to be left open by Ctrl+C
+            raise KeyboardInterrupt from error
+        raise
     content, digest = file.getvalue(), hashlib.sha256(file.getvalue()).hexdigest()
     write_whole(path, content + digest.encode())
     return digest
