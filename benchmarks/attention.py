@@ -19,7 +19,7 @@ import torch
 from tokred import attention_map
 from tokred.attention import attend, plain
 from tokred.attention_map import in_chunks
-from tokred.timing import block_on, interleave, ratio
+from tokred.timing import block_on, graphed, interleave, ratio
 
 Runs = dict[str, Callable[[], object]]
 
@@ -67,12 +67,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=arguments.rounds, default=30)
     parser.add_argument("--device", type=arguments.device, default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument(
+        "--mode", default="eager", choices=["eager", "cuda_graph"], help="a graph has no launches to wait for"
+    )
     args = parser.parse_args()
+    if args.mode == "cuda_graph" and args.device != "cuda":
+        parser.error("--mode cuda_graph goes with --device cuda")
     torch.set_num_threads(args.threads)
-    times = interleave(runs(args), rounds=args.rounds, block=block_on(args.device))
+    made = {name: graphed(run) for name, run in runs(args).items()} if args.mode == "cuda_graph" else runs(args)
+    times = interleave(made, rounds=args.rounds, block=block_on(args.device))
     print(
         f"{args.batch} x {args.tokens} tokens, {args.heads} heads of {args.channels}, {args.dtype} on {args.device}, "
-        f"{args.threads} threads, torch {torch.__version__}; n = {args.rounds} rounds, 95 % intervals"
+        f"{args.mode}, {args.threads} threads, torch {torch.__version__}; n = {args.rounds} rounds, 95 % intervals"
     )
     for name, of_run in times.items():
         middle, low, high = ratio(of_run, times["plain"])

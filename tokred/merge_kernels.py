@@ -152,27 +152,38 @@ def _best(BEST, PARTNER, num, PARTS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _rank(BEST, RANK, num_even, BLOCK: tl.constexpr, OTHERS: tl.constexpr):
-    """How many come before each, by falling value and then by place: a count over all, which needs no sort. The tokens of a block
-    lie along the last axis, those they are compared with along the first."""
-    b = tl.program_id(1).to(tl.int64)
-    own_block = tl.program_id(0) * BLOCK
-    i = own_block + tl.arange(0, BLOCK)
-    each = tl.arange(0, OTHERS)
-    own = tl.load(BEST + b * num_even + i, i < num_even, other=float("-inf"))
+def _keys(X, at, N, GROUPS: tl.constexpr):
+    """What tokens are put in order by: their groups, of which -1 is above all without a sign, or values, the largest first."""
+    if GROUPS:
+        key = tl.load(X + at, at < N, other=-1).to(tl.uint32)
+    else:
+        key = -tl.load(X + at, at < N, other=float("-inf"))
+    return key
+
+
+@triton.jit
+def _place(X, own_block, N, GROUPS: tl.constexpr, BLOCK: tl.constexpr, OTHERS: tl.constexpr):
+    """How many come before each token of a block, by rising key and then by place: a count over all, which needs no sort. The
+    tokens of the block lie along the last axis, those they are compared with along the first."""
+    i, each = own_block + tl.arange(0, BLOCK), tl.arange(0, OTHERS)
+    own = _keys(X, i, N, GROUPS)[None, :]
     mixed = own_block // OTHERS * OTHERS  # some of these lie before an own token, some behind
-    j = mixed + each
-    other = tl.load(BEST + b * num_even + j, j < num_even, other=float("-inf"))
-    before = ((other[:, None] > own[None, :]) | ((other[:, None] == own[None, :]) & (j[:, None] < i[None, :]))).to(
-        tl.int32
-    )
+    other = _keys(X, mixed + each, N, GROUPS)[:, None]
+    before = ((other < own) | ((other == own) & ((mixed + each)[:, None] < i[None, :]))).to(tl.int32)
     for start in range(0, mixed, OTHERS):
-        other = tl.load(BEST + b * num_even + start + each)
-        before += (other[:, None] >= own[None, :]).to(tl.int32)
-    for start in range(mixed + OTHERS, num_even, OTHERS):
-        other = tl.load(BEST + b * num_even + start + each, start + each < num_even, other=float("-inf"))
-        before += (other[:, None] > own[None, :]).to(tl.int32)
-    tl.store(RANK + b * num_even + i, tl.sum(before, 0), i < num_even)
+        before += (_keys(X, start + each, N, GROUPS)[:, None] <= own).to(tl.int32)
+    for start in range(mixed + OTHERS, N, OTHERS):
+        before += (_keys(X, start + each, N, GROUPS)[:, None] < own).to(tl.int32)
+    return tl.sum(before, 0)
+
+
+@triton.jit
+def _rank(BEST, RANK, num_even, BLOCK: tl.constexpr, OTHERS: tl.constexpr):
+    """The place of each by falling value and then by place."""
+    b, own_block = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK
+    i = own_block + tl.arange(0, BLOCK)
+    rank = _place(BEST + b * num_even, own_block, num_even, False, BLOCK, OTHERS)
+    tl.store(RANK + b * num_even + i, rank, i < num_even)
 
 
 @triton.jit
@@ -199,27 +210,13 @@ def _join(RANK, PARTNER, GROUP, num_even, num_tokens, r, SORT: tl.constexpr, BLO
 @triton.jit
 def _sort(GROUP, ORDER, START, N, num_groups, BLOCK: tl.constexpr, OTHERS: tl.constexpr):
     """The places of tokens by group and then by place, those of no group last, and where in it each group starts: at the least
-    of its members. Counted as ``_rank`` does; without a sign -1 is above all."""
-    b = tl.program_id(1).to(tl.int64)
-    own_block = tl.program_id(0) * BLOCK
+    of its members."""
+    b, own_block = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK
     i = own_block + tl.arange(0, BLOCK)
-    each = tl.arange(0, OTHERS)
-    own = tl.load(GROUP + b * N + i, i < N, other=-1).to(tl.uint32)
-    mixed = own_block // OTHERS * OTHERS
-    j = mixed + each
-    other = tl.load(GROUP + b * N + j, j < N, other=-1).to(tl.uint32)
-    before = ((other[:, None] < own[None, :]) | ((other[:, None] == own[None, :]) & (j[:, None] < i[None, :]))).to(
-        tl.int32
-    )
-    for start in range(0, mixed, OTHERS):
-        other = tl.load(GROUP + b * N + start + each).to(tl.uint32)
-        before += (other[:, None] <= own[None, :]).to(tl.int32)
-    for start in range(mixed + OTHERS, N, OTHERS):
-        other = tl.load(GROUP + b * N + start + each, start + each < N, other=-1).to(tl.uint32)
-        before += (other[:, None] < own[None, :]).to(tl.int32)
-    place, group = tl.sum(before, 0), own.to(tl.int32)
+    place = _place(GROUP + b * N, own_block, N, True, BLOCK, OTHERS)
+    group = tl.load(GROUP + b * N + i, i < N, other=-1)
     tl.store(ORDER + b * N + place, i, i < N)
-    tl.atomic_min(START + b * num_groups + group, place, (i < N) & (group >= 0) & (group < num_groups))
+    tl.atomic_min(START + b * num_groups + group, place, (group >= 0) & (group < num_groups))
 
 
 @triton.jit
