@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from tokred import METHODS, Assignment, Attention, Method, Place, Tokens, matching
+from tokred.gpu import runs_kernels
 
 
 @METHODS.register("vid_tldr")
@@ -29,13 +30,21 @@ class VidTLDR(Method):
         assert attention is not None
         r = tokens.num - keep
         group_BN = matching.bipartite_matching(tokens.x_BNC.detach(), r, prefix=tokens.prefix)
-        saliency_BN = saliency(attention.row_entropy_BN, prefix=tokens.prefix)
-        merged_BN = matching.sources(group_BN, r, prefix=tokens.prefix)
-        mass_BN = torch.where(merged_BN, saliency_BN, 1.0)
+        mass_BN = masses(attention.row_entropy_BN, group_BN, r, prefix=tokens.prefix)
         return Assignment(group_BN, keep, weight_BN=mass_BN * tokens.sizes(), mass_BN=mass_BN)
 
     def macs(self, num_tokens: int, keep: int, at: Place) -> int:
         return matching.pairs("bipartite", num_tokens, keep, at.prefix) * at.channels
+
+
+def masses(row_entropy_BN: Tensor, group_BN: Tensor, r: int, *, prefix: int = 0) -> Tensor:
+    """(B, N): the saliency of the ``r`` tokens that were joined to another; 1 of all others."""
+    if prefix < 2 and runs_kernels(row_entropy_BN):
+        from tokred.merge_kernels import contrast_of_sources  # here, since it imports triton
+
+        return contrast_of_sources(row_entropy_BN, group_BN, r, prefix)
+    merged_BN = matching.sources(group_BN, r, prefix=prefix)
+    return torch.where(merged_BN, saliency(row_entropy_BN, prefix=prefix), 1.0)
 
 
 def saliency(row_entropy_BN: Tensor, *, prefix: int = 0) -> Tensor:

@@ -13,10 +13,10 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA dev
 # What a kernel gives, and the same in float64 or by torch's own operations. Values of few digits, so that there are ties.
 
 
-def nearest_odd(num, first, dtype, device):
+def nearest_odd(num, first, dtype, device, channels=96):
     from tokred.merge_kernels import nearest_odd
 
-    x_BNC = torch.randn(2, num, 96, generator=torch.Generator().manual_seed(num)).to(dtype)
+    x_BNC = torch.randn(2, num, channels, generator=torch.Generator().manual_seed(num)).to(dtype)
     x_BNC[:, 5] = x_BNC[:, 3]  # two destinations that are equally near to all
     best_BA, partner_BA = nearest_odd(x_BNC.to(device), first)
     x_BNC = torch.nn.functional.normalize(x_BNC.double(), dim=-1)
@@ -57,9 +57,33 @@ def merged_rows(num, num_groups, dtype, device, channels=80, normalize=True):
     torch.testing.assert_close(size_BK.cpu(), (one_hot_BKN @ mass_BN[..., None].double())[..., 0].float())
 
 
+def contrast(num, r, prefix, device):
+    from tokred.matching import bipartite_matching
+    from tokred.merge_kernels import contrast_of_sources
+    from tokred.methods.vid_tldr import masses
+
+    generator = torch.Generator().manual_seed(num)
+    score_BN = torch.rand(3, num, generator=generator) - 6
+    score_BN[1] = -6.123  # no contrast at all
+    group_BN = bipartite_matching(torch.randn(3, num, 8, generator=generator), r, prefix=prefix)
+    found_BN = contrast_of_sources(score_BN.to(device), group_BN.to(device), r, prefix)
+    expected_BN = masses(score_BN, group_BN, r, prefix=prefix)
+    assert int((expected_BN == 1).sum()) == int((found_BN == 1).sum()) >= 3 * (num - r)
+    torch.testing.assert_close(found_BN.cpu(), expected_BN, rtol=0, atol=1e-5)
+
+
+def totals(num_parts, num, device):
+    from tokred.kernels import _totals
+
+    part_PBN = torch.rand(num_parts, 3, num, generator=torch.Generator().manual_seed(num))
+    torch.testing.assert_close(_totals(part_PBN.to(device)).cpu(), part_PBN.double().sum(0).float())
+
+
 CASES = {
     "nearest": lambda device: nearest_odd(101, 0, torch.float16, device),
     "nearest in parts": lambda device: nearest_odd(531, 1, torch.float16, device),
+    "nearest, rows of 180 bytes": lambda device: nearest_odd(301, 0, torch.float16, device, channels=90),
+    "nearest of few": lambda device: [nearest_odd(num, 0, torch.float16, device) for num in (6, 7)],
     "nearest behind a prefix": lambda device: nearest_odd(37, 3, torch.float16, device),
     "joined in order of place": lambda device: joined(51, 101, 20, True, device),
     "joined by falling similarity": lambda device: joined(50, 100, 50, False, device),
@@ -71,6 +95,11 @@ CASES = {
     "merged in float32": lambda device: merged_rows(7, 3, torch.float32, device),
     "merged, into sums": lambda device: merged_rows(70, 3, torch.float32, device, normalize=False),
     "merged, of more channels than a block": lambda device: merged_rows(7, 3, torch.float32, device, channels=1100),
+    "contrast": lambda device: contrast(101, 40, 0, device),
+    "contrast behind a class token": lambda device: contrast(50, 24, 1, device),
+    "contrast, of several blocks": lambda device: contrast(2052, 1000, 0, device),
+    "totals": lambda device: totals(5, 41, device),
+    "totals, of several blocks": lambda device: totals(130, 70, device),
 }
 INTERPRETED = """
 from tests.test_merge_kernels import CASES

@@ -175,6 +175,16 @@ def test_log_sizes_are_there_after_the_first_reduction_only():
     assert merged.log_size_BN().exp().tolist()[0] == pytest.approx([1, 3])
 
 
+def test_logs_of_sizes_are_made_once_and_anew_where_sizes_change():
+    tokens = replace(Tokens(X_14C), size_BN=torch.tensor([[1.0, 2.0, 3.0, 4.0]])).logged()
+    assert tokens.with_x(2 * X_14C).logged().log_size_BN() is tokens.log_size_BN()
+    merged = tokens.reduce(Assignment(group(0, 0, 1, 1), 2))
+    assert merged.log_size_BN().exp().tolist()[0] == pytest.approx([3, 7])
+    padded = replace(tokens, valid_BN=torch.tensor([[True, True, True, False]]))
+    assert padded.log_size_BN().exp().tolist()[0] == pytest.approx([1, 2, 3, 1])
+    assert Tokens(X_14C).logged().log_size_BN() is None
+
+
 @pytest.mark.parametrize(("by_size", "skip_prefix", "expected"), [
     (False, True, [8 / 3, 7 / 3]),
     (False, False, [9 / 4, 7 / 4]),

@@ -16,13 +16,13 @@ ratios with intervals. Ampere and Blackwell: compiled for, not run.
 Dimension key: B batch, N tokens, H heads, D channels of a head, Q and K blocks of queries and keys.
 """
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from tokred import launching
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 128  # beyond, blocks would not fit the shared memory of every GPU since Ampere
@@ -42,9 +42,8 @@ def attend(
     """The output (B, N, H, D). ``bias_BN`` is added to the logits of each key; padding, where not ``valid_BN``, gets and gives
     nothing. ``scale`` is above 0.
     """
-    out_BNHD, valid_BN = _empty_output(v_BHND), _aligned(valid_BN)
-    added_BN = _shares(bias_BN, valid_BN, logs=True)
-    _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, None, scale, added_BN, None, valid_BN)
+    out_BNHD = _empty_output(v_BHND)
+    _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, None, scale, _added(bias_BN, valid_BN), None, _readable(valid_BN))
     return out_BNHD
 
 
@@ -68,17 +67,23 @@ def attend_and_measure(
     above the others), and a bias that lies more than 87 below the largest is one of -inf: biases are logs of sizes.
     """
     out_BNHD = q_BHND.new_empty(0) if v_BHND is None else _empty_output(v_BHND)
-    valid_BN = _aligned(valid_BN)
-    share_BN = None if v_BHND is None and not biased else _shares(bias_BN, valid_BN, logs=biased)
-    added_BN, weight_BN = (share_BN, None) if biased else (None, share_BN)
+    added_BN = _added(bias_BN, valid_BN) if biased else None
+    valid_BN = _readable(valid_BN)
+    weight_BN = None if biased or v_BHND is None else _shares(bias_BN, valid_BN)
     shift_BHN = q_BHND.new_empty(q_BHND.shape[:3], dtype=torch.float32)
     _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, shift_BHN, scale, added_BN, weight_BN, valid_BN)
     return out_BNHD, *_sums(q_BHND, k_BHND, shift_BHN, scale, added_BN, valid_BN, entropy, received)
 
 
-def _shares(bias_BN: Tensor | None, valid_BN: Tensor | None, *, logs: bool) -> Tensor | None:
-    """exp(bias), as a share of the largest of real keys: a constant changes nothing in a softmax. ``logs``: log2 of it, to be
-    added to logits."""
+def _added(bias_BN: Tensor | None, valid_BN: Tensor | None) -> Tensor | None:
+    """What is added to the logits of keys. What stands at padding is left out: -inf, its logits, and inf add up to no number."""
+    if bias_BN is None or valid_BN is None:
+        return _readable(bias_BN)
+    return _readable(bias_BN.masked_fill(~valid_BN, 0))
+
+
+def _shares(bias_BN: Tensor | None, valid_BN: Tensor | None) -> Tensor | None:
+    """exp(bias), as a share of the largest of real keys: a constant changes nothing in a softmax."""
     if bias_BN is None:
         return None
     share_BN = _empty_rows(bias_BN)
@@ -87,19 +92,23 @@ def _shares(bias_BN: Tensor | None, valid_BN: Tensor | None, *, logs: bool) -> T
             *(bias_BN, share_BN if valid_BN is None else valid_BN, share_BN),
             *(*bias_BN.stride(), _row(valid_BN), share_BN.stride(0), bias_BN.shape[1]),
             HAS_VALID=valid_BN is not None,
-            LOGS=logs,
             BLOCK=1024,
             num_warps=8,
         )
     return share_BN
 
 
-def _aligned(valid_BN: Tensor | None) -> Tensor | None:
-    return None if valid_BN is None else _empty_rows(valid_BN).copy_(valid_BN)
+def _readable(value_BN: Tensor | None) -> Tensor | None:
+    """In float32, with rows that begin at even places, so that a thread reads two numbers at once."""
+    if value_BN is None or (
+        value_BN.dtype == torch.float32 and value_BN.stride(1) == 1 and value_BN.stride(0) % 2 == 0
+    ):
+        return value_BN
+    return _empty_rows(value_BN).copy_(value_BN)
 
 
 def _empty_rows(like_BN: Tensor) -> Tensor:
-    """In float32, with rows that begin at multiples of 16, so that a thread reads two numbers at once."""
+    """In float32, with rows that begin at multiples of 16."""
     B, N = like_BN.shape
     return like_BN.new_empty(B, N + -N % 16, dtype=torch.float32)[:, :N]
 
@@ -121,10 +130,9 @@ def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, shift_BHN, scale, added_BN, weight_
     v = k if v_BHND is None else _rows(v_BHND)
     out = v if v_BHND is None else out_BNHD.transpose(1, 2)
     sizes = _forward_sizes(q.dtype, max(D, v.shape[3]))
-    hopper = torch.float32 not in (q.dtype, v.dtype) and max(D, v.shape[3]) <= 64 and _copies(k) and _copies(v)
+    hopper = max(D, v.shape[3]) <= 64 and launching.has_blocks(k, v)
     with torch.cuda.device_of(q):
-        hopper = hopper and _is_hopper(q.device)
-        _forward[(triton.cdiv(N, sizes["BLOCK_Q"]), H, B)](
+        _forward[(launching.cdiv(N, sizes["BLOCK_Q"]), H, B)](
             *(q, *((_blocks(x, sizes["BLOCK_K"]) if hopper else x) for x in (k, v)), out),
             *(q if value is None else value for value in (shift_BHN, added_BN, weight_BN, valid_BN)),
             *q.stride()[:3],
@@ -152,14 +160,16 @@ def _sweep(q_BHND, k_BHND, v_BHND, out_BNHD, shift_BHN, scale, added_BN, weight_
 def _sums(q_BHND, k_BHND, shift_BHN, scale, added_BN, valid_BN, entropy, received) -> tuple[Tensor, Tensor]:
     B, H, N, D = q_BHND.shape
     q, k = _rows(q_BHND), _rows(k_BHND)
-    sizes = _reduce_sizes(q.dtype, D)
-    num_q, num_k = triton.cdiv(N, sizes["BLOCK_Q"]), triton.cdiv(N, sizes["BLOCK_K"])
+    hopper = D <= 64 and launching.has_blocks(q, k)
+    sizes = _reduce_sizes(q.dtype, D, hopper=hopper, added=added_BN is not None)
+    num_q, num_k = launching.cdiv(N, sizes["BLOCK_Q"]), launching.cdiv(N, sizes["BLOCK_K"])
     none = shift_BHN.new_empty(0)
     entropy_KBN = shift_BHN.new_empty(num_k, B, N) if entropy else none
     received_QBN = shift_BHN.new_empty(num_q, B, N) if received else none
     with torch.cuda.device_of(q):
         _reduce[(num_q, num_k, B)](
-            *(q, k, shift_BHN, *(none if value is None else value for value in (added_BN, valid_BN))),
+            *(_blocks(q, sizes["BLOCK_Q"]) if hopper else q, _blocks(k, sizes["BLOCK_K"]) if hopper else k, shift_BHN),
+            *(none if value is None else value for value in (added_BN, valid_BN)),
             *(entropy_KBN, received_QBN),
             *q.stride()[:3],
             *k.stride()[:3],
@@ -170,13 +180,23 @@ def _sums(q_BHND, k_BHND, shift_BHN, scale, added_BN, valid_BN, entropy, receive
             HAS_VALID=valid_BN is not None,
             ENTROPY=entropy,
             RECEIVED=received,
+            HOPPER=hopper,
             WIDEN=_widen(q),
-            HARDWARE=_compiles(),
+            HARDWARE=launching.compiles(),
             STAGES=sizes["num_stages"],
             enable_fp_fusion=True,
             **sizes,
         )
-    return entropy_KBN.sum(0) if entropy else none, received_QBN.sum(0) if received else none
+        return _totals(entropy_KBN) if entropy else none, _totals(received_QBN) if received else none
+
+
+def _totals(part_PBN: Tensor) -> Tensor:
+    """The sums over the first axis, which torch makes in twice the time."""
+    total_BN = part_PBN.new_empty(part_PBN.shape[1:])
+    _total[(launching.cdiv(total_BN.numel(), 32),)](
+        part_PBN, total_BN, total_BN.numel(), len(part_PBN), PARTS=64, BLOCK=32, num_warps=4
+    )
+    return total_BN
 
 
 def _forward_sizes(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
@@ -187,7 +207,9 @@ def _forward_sizes(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
     return {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3, "maxnreg": 128}
 
 
-def _reduce_sizes(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
+def _reduce_sizes(dtype: torch.dtype, head_dim: int, *, hopper: bool, added: bool) -> dict[str, int]:
+    if hopper:
+        return {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2, "maxnreg": 128 if added else 80}
     if dtype == torch.float32:  # 64 keys of wide heads would not fit the registers of Ampere
         return {"BLOCK_Q": 64, "BLOCK_K": 32 if head_dim > 64 else 64, "num_warps": 4, "num_stages": 1}
     return {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2 if head_dim > 64 else 3}
@@ -198,41 +220,21 @@ def _rows(x_BHND: Tensor) -> Tensor:
     return x_BHND if x_BHND.stride(3) == 1 else x_BHND.contiguous()
 
 
-def _copies(x_BHND: Tensor) -> bool:
-    """Whether Hopper's copy engine takes it: all rows at multiples of 16 bytes."""
-    strides = [stride * x_BHND.element_size() for stride in x_BHND.stride()[:3]]
-    return not any(place % 16 for place in (x_BHND.data_ptr(), *strides)) and 0 not in strides
-
-
 def _blocks(x_BHND: Tensor, num_rows: int) -> TensorDescriptor:
-    return TensorDescriptor(
-        x_BHND, list(x_BHND.shape), list(x_BHND.stride()), [1, 1, num_rows, _padded(x_BHND.shape[3])]
-    )
-
-
-@cache
-def _is_hopper(device: torch.device) -> bool:
-    """Whether it is a GPU of that kind, or the interpreter, which can do the same."""
-    return not _compiles() or triton.runtime.driver.active.get_current_target().arch // 10 == 9
+    return launching.blocks(x_BHND, 1, 1, num_rows, _padded(x_BHND.shape[3]))
 
 
 def _padded(D: int) -> int:
-    return max(16, triton.next_power_of_2(D))  # tl.dot takes powers of two, from 16 on
+    return max(16, launching.power_of_2(D))  # tl.dot takes powers of two, from 16 on
 
 
 def _widen(q_BHND: Tensor) -> bool:
     """The interpreter (triton 3.9) holds bfloat16 as integers and multiplies those; there products are made in float32."""
-    return q_BHND.dtype == torch.bfloat16 and not _compiles()
-
-
-def _compiles() -> bool:
-    return isinstance(_forward, triton.JITFunction)
+    return q_BHND.dtype == torch.bfloat16 and not launching.compiles()
 
 
 @triton.jit
-def _exponentials(
-    X, VALID, OUT, x_b, x_n, valid_b, out_b, N, HAS_VALID: tl.constexpr, LOGS: tl.constexpr, BLOCK: tl.constexpr
-):
+def _exponentials(X, VALID, OUT, x_b, x_n, valid_b, out_b, N, HAS_VALID: tl.constexpr, BLOCK: tl.constexpr):
     b = tl.program_id(0).to(tl.int64)
     each = tl.arange(0, BLOCK)
     most = tl.full([BLOCK], float("-inf"), tl.float32)
@@ -240,8 +242,8 @@ def _exponentials(
         most = tl.maximum(most, _biases(X + b * x_b, x_n, VALID + b * valid_b, start + each, N, HAS_VALID))
     top = _finite(tl.max(most, 0))
     for start in range(0, N, BLOCK):
-        log = (_biases(X + b * x_b, x_n, VALID + b * valid_b, start + each, N, HAS_VALID) - top) * LOG2_E
-        tl.store(OUT + b * out_b + start + each, log if LOGS else tl.exp2(log), start + each < N)
+        log = _biases(X + b * x_b, x_n, VALID + b * valid_b, start + each, N, HAS_VALID) - top
+        tl.store(OUT + b * out_b + start + each, tl.exp2(log * LOG2_E), start + each < N)
 
 
 @triton.jit
@@ -323,7 +325,7 @@ def _step(
     if FOLLOW:
         logits = logits * scale
         if ADDED:
-            logits += added[None, :]
+            logits += (added * LOG2_E)[None, :]
         new_most = tl.maximum(most, tl.max(logits, 1))
         safe = _finite(new_most)
         p = tl.exp2(logits - safe[:, None])
@@ -331,7 +333,7 @@ def _step(
         most, acc = new_most, acc * shrink[:, None]
         total, weighted = total * shrink[:, None], weighted * shrink[:, None]
     elif ADDED:
-        p = tl.exp2(logits * scale + (added - most)[None, :])
+        p = tl.exp2(logits * scale + (added * LOG2_E - most)[None, :])
     else:
         p = tl.exp2(logits * scale - most)
     total += _quarters(p, BLOCK_Q, BLOCK_K)
@@ -434,7 +436,8 @@ def _forward(
         q = _dot(q, (d[:, None] == d[None, :]).to(tl.float32).to(q.dtype), WIDEN).to(q.dtype)
     else:
         K, V = K + b * k_b + h * k_h, V + b * v_b + h * v_h
-    added, weight, valid = ADDED_TO + b * added_b, WEIGHT + b * weight_b, VALID + b * valid_b
+    added, valid = ADDED_TO + tl.multiple_of(b * added_b, 2), VALID + tl.multiple_of(b * valid_b, 2)
+    weight = WEIGHT + tl.multiple_of(b * weight_b, 2)
     lowest = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     if FOLLOW:
         most = lowest
@@ -471,22 +474,27 @@ def _reduce(
     added_b, valid_b, B, H, N, scale,
     D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     ADDED: tl.constexpr, HAS_VALID: tl.constexpr, ENTROPY: tl.constexpr, RECEIVED: tl.constexpr,
-    WIDEN: tl.constexpr, HARDWARE: tl.constexpr, STAGES: tl.constexpr,
+    HOPPER: tl.constexpr, WIDEN: tl.constexpr, HARDWARE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """A tile of the mean map: the sums of p log p of its rows, and of p of its columns."""
-    block_q, block_k, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    block_q, block_k, at_b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    b = at_b.to(tl.int64)
     rows = block_q * BLOCK_Q + tl.arange(0, BLOCK_Q)
     keys = block_k * BLOCK_K + tl.arange(0, BLOCK_K)
     safe_rows, safe_keys = tl.minimum(rows, N - 1), tl.minimum(keys, N - 1)
     d = tl.arange(0, BLOCK_D)
-    q_of, k_of, shift_of = Q + b * q_b, K + b * k_b, SHIFT + b * H * N + safe_rows
+    shift_of = SHIFT + b * H * N + safe_rows
     total = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
     if ADDED:
-        added = tl.load(ADDED_TO + b * added_b + safe_keys)
+        added = tl.load(ADDED_TO + b * added_b + safe_keys) * LOG2_E
     # Where stages are asked for in the loop, the loads of shifts get them, too; else all would wait for these.
     for h in tl.range(0, H, num_stages=STAGES):
-        q = _load(q_of + h * q_h, safe_rows, q_n, d, D, BLOCK_D)
-        k = _load(k_of + h * k_h, safe_keys, k_n, d, D, BLOCK_D)
+        if HOPPER:
+            q = Q.load([at_b, h, block_q * BLOCK_Q, 0]).reshape(BLOCK_Q, BLOCK_D)
+            k = K.load([at_b, h, block_k * BLOCK_K, 0]).reshape(BLOCK_K, BLOCK_D)
+        else:
+            q = _load(Q + b * q_b + h * q_h, safe_rows, q_n, d, D, BLOCK_D)
+            k = _load(K + b * k_b + h * k_h, safe_keys, k_n, d, D, BLOCK_D)
         shift = tl.load(shift_of + h * N)
         if ADDED:
             total += tl.exp2(_dot(q, tl.trans(k), WIDEN) * scale + (added[None, :] + shift[:, None]))
@@ -505,3 +513,15 @@ def _reduce(
             is_row = is_row & (tl.load(VALID + b * valid_b + safe_rows) > 0)
         received = tl.sum(tl.where(is_row[:, None], mean, 0.0), 0)
         tl.store(RECEIVED_OUT + (block_q * B + b) * N + keys, received, keys < N)
+
+
+@triton.jit
+def _total(PART, OUT, num, num_parts, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    at, each = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PARTS)
+    total = tl.zeros([PARTS, BLOCK], tl.float32)
+    for start in range(0, num_parts, PARTS):
+        part = (start + each)[:, None]
+        total += tl.load(
+            PART + part.to(tl.int64) * num + at[None, :], (part < num_parts) & (at < num)[None, :], other=0.0
+        )
+    tl.store(OUT + at, tl.sum(total, 0), at < num)

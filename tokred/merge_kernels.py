@@ -10,8 +10,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tokred import launching
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # of features that are merged
-NEAREST = {"BLOCK_A": 128, "BLOCK_D": 128, "BLOCK_C": 64, "num_warps": 4, "num_stages": 3}
+NEAREST = {
+    "BLOCK_A": 128,
+    "BLOCK_D": 128,
+    "BLOCK_C": 64,
+    "num_warps": 4,
+    "num_stages": 3,
+}  # two programs on a processor
+NEAREST_ON_HOPPER = {"BLOCK_A": 128, "BLOCK_D": 256, "BLOCK_C": 64, "num_warps": 8, "num_stages": 4}  # one
 # Of places: each warp compares 32 tokens with every fourth of 128.
 COUNTING = {"BLOCK": 32, "OTHERS": 128, "num_warps": 4}
 JOINING = {"BLOCK": 128, "num_warps": 4}
@@ -24,22 +33,44 @@ def nearest_odd(x_BNC: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
     B, N, C = x.shape
     num_even, num_odd = N - N // 2, N // 2
     inverse_BN = torch.empty(B, N, device=x.device, dtype=torch.float32)
-    grid = triton.cdiv(num_even, NEAREST["BLOCK_A"]), B
-    spare = 2 * _num_processors(x) // max(1, grid[0] * B)  # few programs fill no GPU
-    parts = max(1, min(4, spare, triton.cdiv(num_odd - first, NEAREST["BLOCK_D"])))
+    even, odd = x[:, ::2], x[:, 1::2]
+    hopper = N > 1 and launching.has_blocks(even, odd)
+    sizes = NEAREST_ON_HOPPER if hopper else NEAREST
+    grid = launching.cdiv(num_even, sizes["BLOCK_A"]), B
+    programs = _num_processors(x) * (1 if hopper else 2)
+    spare = round(programs / max(1, grid[0] * B))  # few programs fill no GPU
+    parts = max(1, min(4, spare, launching.cdiv(num_odd - first, sizes["BLOCK_D"])))
+    if hopper:
+        even, odd = (
+            launching.blocks(y, 1, sizes[by], sizes["BLOCK_C"]) for y, by in ((even, "BLOCK_A"), (odd, "BLOCK_D"))
+        )
     best_PBA = inverse_BN.new_empty(parts, B, num_even)
     partner_PBA = best_PBA.new_empty(parts, B, num_even, dtype=torch.int64)
-    rows, block = 4, min(1024, triton.next_power_of_2(C))
+    rows, block = 4, min(1024, launching.power_of_2(C))
     with torch.cuda.device_of(x):
-        _inverse_norms[(triton.cdiv(N, rows), B)](
+        _inverse_norms[(launching.cdiv(N, rows), B)](
             x, inverse_BN, x.stride(0), x.stride(1), N, C, ROWS=rows, BLOCK_C=block, num_warps=4
         )
         _nearest[(*grid, parts)](
-            *(x, inverse_BN, best_PBA, partner_PBA, x.stride(0), x.stride(1), N, num_even, num_odd, first, C),
-            **NEAREST,
+            *(
+                even,
+                odd,
+                inverse_BN,
+                best_PBA,
+                partner_PBA,
+                x.stride(0),
+                2 * x.stride(1),
+                N,
+                num_even,
+                num_odd,
+                first,
+                C,
+            ),
+            HOPPER=hopper,
+            **sizes,
         )
         if parts > 1:
-            _best[(triton.cdiv(B * num_even, 256),)](best_PBA, partner_PBA, B * num_even, PARTS=parts, BLOCK=256)
+            _best[(launching.cdiv(B * num_even, 256),)](best_PBA, partner_PBA, B * num_even, PARTS=parts, BLOCK=256)
     return best_PBA[0], partner_PBA[0]
 
 
@@ -54,8 +85,8 @@ def join(best_BA: Tensor, partner_BA: Tensor, r: int, num_tokens: int, *, sort: 
     group_BN = partner_BA.new_empty(B, num_tokens)
     best_BA, partner_BA = best_BA.contiguous(), partner_BA.contiguous()
     with torch.cuda.device_of(best_BA):
-        _rank[(triton.cdiv(num_even, COUNTING["BLOCK"]), B)](best_BA, rank_BA, num_even, **COUNTING)
-        _join[(triton.cdiv(num_even, JOINING["BLOCK"]), B)](
+        _rank[(launching.cdiv(num_even, COUNTING["BLOCK"]), B)](best_BA, rank_BA, num_even, **COUNTING)
+        _join[(launching.cdiv(num_even, JOINING["BLOCK"]), B)](
             rank_BA, partner_BA, group_BN, num_even, num_tokens, r, SORT=sort, **JOINING
         )
     return group_BN
@@ -74,11 +105,11 @@ def merged_rows(
     start_BK = order_BN.new_full((B, num_groups), N)  # a group without members
     out_BKC = x.new_empty(B, num_groups, C)
     size_BK = torch.empty(B, num_groups, device=x.device, dtype=torch.float32)
-    block = min(1024, triton.next_power_of_2(C))
+    block = min(1024, launching.power_of_2(C))
     weight_BN, mass_BN, group_BN = (value.contiguous() for value in (weight_BN, mass_BN, group_BN))
     with torch.cuda.device_of(x):
-        _sort[(triton.cdiv(N, COUNTING["BLOCK"]), B)](group_BN, order_BN, start_BK, N, num_groups, **COUNTING)
-        _merge[(num_groups, triton.cdiv(C, block), B)](
+        _sort[(launching.cdiv(N, COUNTING["BLOCK"]), B)](group_BN, order_BN, start_BK, N, num_groups, **COUNTING)
+        _merge[(num_groups, launching.cdiv(C, block), B)](
             *(x, group_BN, order_BN, start_BK, weight_BN, mass_BN, out_BKC, size_BK),
             *(x.stride(0), x.stride(1), N, num_groups, C),
             NORMALIZE=normalize,
@@ -87,6 +118,19 @@ def merged_rows(
             num_warps=4,
         )
     return out_BKC, size_BK
+
+
+def contrast_of_sources(score_BN: Tensor, group_BN: Tensor, r: int, prefix: int = 0) -> Tensor:
+    """(B, N): of the ``r`` tokens that ``join`` merged into another, how far their score lies above the mean, as a share of the
+    largest's; of all others 1. As ``methods.vid_tldr`` has it."""
+    B, N = score_BN.shape
+    score_BN, group_BN = score_BN.contiguous(), group_BN.contiguous()
+    out_BN = torch.empty_like(score_BN)
+    with torch.cuda.device_of(score_BN):
+        _contrast[(launching.cdiv(N, 1024), B)](
+            score_BN, group_BN, out_BN, N, N - r - N // 2, prefix, BLOCK=1024, num_warps=8
+        )
+    return out_BN
 
 
 @triton.jit
@@ -104,35 +148,40 @@ def _inverse_norms(X, INVERSE, x_b, x_n, N, C, ROWS: tl.constexpr, BLOCK_C: tl.c
 
 @triton.jit
 def _nearest(
-    X, INVERSE, BEST, PARTNER, x_b, x_n, N, num_even, num_odd, first, C,
-    BLOCK_A: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
+    EVEN, ODD, INVERSE, BEST, PARTNER, x_b, x_n, N, num_even, num_odd, first, C,
+    BLOCK_A: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, HOPPER: tl.constexpr,
 ):  # fmt: skip
-    """A block of tokens of even place against all of odd place, or a part of these."""
-    b, part = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    """A block of tokens of even place against all of odd place, or a part of these. ``HOPPER``: its copy engine reads both."""
+    at_b, part = tl.program_id(1), tl.program_id(2)
+    b = at_b.to(tl.int64)
     num_each = tl.cdiv(tl.cdiv(num_odd - first, BLOCK_D), tl.num_programs(2)) * BLOCK_D
-    even = tl.program_id(0) * BLOCK_A + tl.arange(0, BLOCK_A)
-    row_of_even = 2 * tl.minimum(even, num_even - 1)
-    x = X + b * x_b
+    first_even = tl.program_id(0) * BLOCK_A
+    even = first_even + tl.arange(0, BLOCK_A)
+    row_of_even = tl.minimum(even, num_even - 1)
     best = tl.full([BLOCK_A], float("-inf"), tl.float32)
     partner = tl.zeros([BLOCK_A], tl.int32)
     begin = first + part * num_each
-    for start in range(begin, tl.minimum(begin + num_each, num_odd), BLOCK_D):
+    for start in tl.range(begin, tl.minimum(begin + num_each, num_odd), BLOCK_D, flatten=True):
         odd = start + tl.arange(0, BLOCK_D)
-        row_of_odd = 2 * tl.minimum(odd, num_odd - 1) + 1
+        row_of_odd = tl.minimum(odd, num_odd - 1)
         score = tl.zeros([BLOCK_A, BLOCK_D], tl.float32)
         for at in range(0, C, BLOCK_C):
-            c = at + tl.arange(0, BLOCK_C)
-            evens = tl.load(x + row_of_even[:, None] * x_n + c[None, :], c[None, :] < C, other=0.0)
-            odds = tl.load(x + row_of_odd[:, None] * x_n + c[None, :], c[None, :] < C, other=0.0)
+            if HOPPER:
+                evens = EVEN.load([at_b, first_even, at]).reshape(BLOCK_A, BLOCK_C)
+                odds = ODD.load([at_b, start, at]).reshape(BLOCK_D, BLOCK_C)
+            else:
+                c = at + tl.arange(0, BLOCK_C)
+                evens = tl.load(EVEN + b * x_b + row_of_even[:, None] * x_n + c[None, :], c[None, :] < C, other=0.0)
+                odds = tl.load(ODD + b * x_b + row_of_odd[:, None] * x_n + c[None, :], c[None, :] < C, other=0.0)
             score = tl.dot(evens, tl.trans(odds), score)
-        score = score * tl.load(INVERSE + b * N + row_of_odd)[None, :]
-        # beyond the last token its row is read again: as near as that token, and never the first of equals
+        beyond = tl.where(odd < num_odd, 0.0, float("-inf"))
+        score = score * tl.load(INVERSE + b * N + 2 * row_of_odd + 1)[None, :] + beyond[None, :]
         top = tl.max(score, 1)
         place = tl.min(tl.where(score == top[:, None], odd[None, :], num_odd - 1), 1)
         partner = tl.where(top > best, place, partner)
         best = tl.maximum(best, top)
     at = (part * tl.num_programs(1) + b) * num_even + even
-    tl.store(BEST + at, best * tl.load(INVERSE + b * N + row_of_even), even < num_even)
+    tl.store(BEST + at, best * tl.load(INVERSE + b * N + 2 * row_of_even), even < num_even)
     tl.store(PARTNER + at, partner.to(tl.int64), even < num_even)
 
 
@@ -248,3 +297,23 @@ def _merge(
     tl.store(OUT + (b * num_groups + group) * C + c, features.to(OUT.dtype.element_ty), c < C)
     if tl.program_id(1) == 0:
         tl.store(SIZE + b * num_groups + group, size)
+
+
+@triton.jit
+def _contrast(SCORE, GROUP, OUT, N, first_joined, prefix, BLOCK: tl.constexpr):
+    """Each program reads all scores of its sample: they are few."""
+    b, each = tl.program_id(1).to(tl.int64), tl.arange(0, BLOCK)
+    total, most = tl.zeros([BLOCK], tl.float32), tl.full([BLOCK], float("-inf"), tl.float32)
+    for start in range(prefix, N, BLOCK):
+        inside = start + each < N
+        score = tl.load(SCORE + b * N + start + each, inside, other=0.0)
+        total += score
+        most = tl.maximum(most, tl.where(inside, score, float("-inf")))
+    mean = tl.sum(total, 0) / (N - prefix)
+    contrast = tl.max(most, 0) - mean
+    i = tl.program_id(0) * BLOCK + each
+    share = (tl.load(SCORE + b * N + i, i < N, other=0.0) - mean) / contrast
+    share = tl.clamp(share, 0.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
+    share = tl.where(contrast <= 1e-5 * tl.abs(mean), 1.0, share)
+    merged = (i % 2 == 0) & (tl.load(GROUP + b * N + i, i < N, other=-1) >= first_joined)
+    tl.store(OUT + b * N + i, tl.where(merged, share, 1.0), i < N)

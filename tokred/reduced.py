@@ -94,6 +94,8 @@ class ReducedModel(nn.Module):
         """The first half of a layer: its attention with the residual, and what is reduced before or inside of it."""
         method, backbone, site = self.method, self.backbone, self._site(layer)
         tokens = replace(tokens, layer=layer)
+        if method.proportional_attention:
+            tokens = tokens.logged()
         if site in BEFORE:
             pixels = inputs if site == "input" else None
             tokens = replace(self._reduce(layer, replace(tokens, pixels=pixels), None, inputs), pixels=None)

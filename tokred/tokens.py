@@ -96,6 +96,7 @@ class Tokens:
     ``layer``      the layer they are in, of ``depth``.
     ``pixels``     what the model was given; at the site input only.
     ``before_mlp_BNC``  the features before the residual of the layer's MLP; at the sites after it only.
+    ``logs``       of ``logged`` tokens the sizes and the mask that their logs (B, N) were made of, and these.
     """
 
     x_BNC: Tensor
@@ -110,6 +111,7 @@ class Tokens:
     depth: int = 1
     pixels: Tensor | None = None
     before_mlp_BNC: Tensor | None = None
+    logs: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
 
     @property
     def num(self) -> int:
@@ -130,9 +132,16 @@ class Tokens:
 
     def log_size_BN(self) -> Tensor | None:
         """What proportional attention adds to the logits of each key (ToMe, Sec. 3.2, Eq. 1); None before any merge."""
+        size_BN, valid_BN, log_BN = self.logs
+        if log_BN is not None and size_BN is self.size_BN and valid_BN is self.valid_BN:
+            return log_BN
         if self.size_BN is None or self.valid_BN is None:
             return None if self.size_BN is None else self.size_BN.log()
         return self.size_BN.where(self.valid_BN, 1).log()  # padding has no size
+
+    def logged(self) -> "Tokens":
+        """The same tokens, with the logs of their sizes: the layers up to the next reduction share them."""
+        return replace(self, logs=(self.size_BN, self.valid_BN, self.log_size_BN()))
 
     def with_x(self, x_BNC: Tensor) -> "Tokens":
         return replace(self, x_BNC=x_BNC)
