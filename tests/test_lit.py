@@ -72,6 +72,9 @@ class Model(nn.Module):
     def attended(self, layer, tokens, inputs):
         return tokens, None
 
+    def between(self, layer, tokens, attention, inputs):
+        return tokens, attention
+
     def fed(self, layer, tokens, attention, inputs):
         self.calls += 1
         logits_B1K = self.linear(tokens.x_BNC)

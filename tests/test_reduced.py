@@ -1,5 +1,6 @@
 """Reductions inside attention, and counts that differ by sample: against written-out maps, samples alone and torch's counter."""
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -235,6 +236,29 @@ def test_inside_attention_sizes_and_padding_count_as_in_plain_attention(site, pa
         inside = reduce_inside(VIT, 0, tokens, method, 17).x_BNC
         plain = VIT.attend(0, tokens, size_BN.log())[0].x_BNC
     assert close(inside[valid_BN], plain[valid_BN])
+
+
+@pytest.mark.parametrize("method", ["none", "tome", "vid_tldr"])
+def test_queries_keys_and_values_are_let_go_before_the_mlp(method, monkeypatch):
+    reduced = tokred.reduce(VIT, method, **({} if method == "none" else {"r": [3, 2, 0]}))
+    qkv, feedforward = VIT.qkv, VIT.feedforward
+    made: list[weakref.ref[Tensor]] = []
+    alive = []
+
+    def noted(*given):
+        found = qkv(*given)
+        made.extend(map(weakref.ref, found))
+        return found
+
+    def watched(layer, tokens):
+        alive.append(sum(ref() is not None for ref in made))
+        return feedforward(layer, tokens)
+
+    monkeypatch.setattr(VIT, "qkv", noted)
+    monkeypatch.setattr(VIT, "feedforward", watched)
+    with torch.no_grad():
+        reduced(X)
+    assert (len(made), alive) == (9, [0, 0, 0])
 
 
 # Counts that differ by sample

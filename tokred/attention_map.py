@@ -243,7 +243,7 @@ def _in_place(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy,
                 out_QHD = None if out_NHD is None else out_NHD[rows]
                 mean = _mean_map(sample, rows, out_QHD, buffer_GQN, mean_QN)
                 if entropy_N is not None:
-                    entropy_N[rows] = _neg_entropy(mean)
+                    entropy_N[rows] = _neg_entropy(mean, buffer_GQN)
                 if received_N is not None:
                     mean = mean if sample.real_N is None else mean.mul_(sample.real_N[rows, None])
                     received_N += mean.sum(0)
@@ -302,9 +302,12 @@ def _mean_map(sample: _Sample, rows: slice, out_QHD: Tensor | None, buffer_GQN: 
     return mean_QN.div_(H)
 
 
-def _neg_entropy(mean_QN: Tensor) -> Tensor:
+def _neg_entropy(mean_QN: Tensor, spare: Tensor) -> Tensor:
+    """``spare`` is written over."""
+    terms_QN = spare.view(-1)[: mean_QN.numel()].view_as(mean_QN)
     # the least float32 in place of 0 makes 0 log 0 = 0, in a third of xlogy's time
-    return torch.linalg.vecdot(mean_QN, mean_QN.clamp_min(torch.finfo(torch.float32).tiny).log_())
+    torch.clamp_min(mean_QN, torch.finfo(torch.float32).tiny, out=terms_QN)
+    return terms_QN.log_().mul_(mean_QN).sum(-1)
 
 
 def _slices(size: int, step: int) -> list[slice]:

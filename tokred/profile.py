@@ -208,6 +208,12 @@ class _Timed(ReducedModel):
         with self.watch.step("merging" if self._site(layer) in BEFORE else "attention", layer):
             return super().attended(layer, tokens, inputs)
 
+    def between(
+        self, layer: int, tokens: Tokens, attention: Attention | None, inputs: Tensor
+    ) -> tuple[Tokens, Attention | None]:
+        with self.watch.step("merging", layer):
+            return super().between(layer, tokens, attention, inputs)
+
     def fed(self, layer: int, tokens: Tokens, attention: Attention | None, inputs: Tensor) -> Tokens:
         with self.watch.step("merging" if self._site(layer) in AFTER else "mlp", layer):
             return super().fed(layer, tokens, attention, inputs)

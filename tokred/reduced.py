@@ -79,6 +79,7 @@ class ReducedModel(nn.Module):
             tokens = tokens.traced()
         for layer in range(self.backbone.depth):
             tokens, attention = self.attended(layer, tokens, inputs)
+            tokens, attention = self.between(layer, tokens, attention, inputs)
             tokens = self.fed(layer, tokens, attention, inputs)
             if states is not None:
                 states.append(tokens)
@@ -110,11 +111,19 @@ class ReducedModel(nn.Module):
             biased_statistics=method.biased_statistics,
         )
 
-    def fed(self, layer: int, tokens: Tokens, attention: Attention | None, inputs: Tensor) -> Tokens:
-        """The second half: the MLP with its residual, and what is reduced before or after it."""
+    def between(
+        self, layer: int, tokens: Tokens, attention: Attention | None, inputs: Tensor
+    ) -> tuple[Tokens, Attention | None]:
+        """The second half begins: what is reduced before the MLP. The attention goes on only where it is read once more: its
+        queries, keys and values, beside the hidden layer of the MLP, would be the most memory that a forward takes."""
         site = self._site(layer)
         if site == "after_attention":
-            tokens = self._reduce(layer, tokens, attention, inputs)
+            return self._reduce(layer, tokens, attention, inputs), None
+        return tokens, attention if site in AFTER else None
+
+    def fed(self, layer: int, tokens: Tokens, attention: Attention | None, inputs: Tensor) -> Tokens:
+        """The MLP with its residual, and what is reduced after it."""
+        site = self._site(layer)
         before_mlp_BNC = tokens.x_BNC
         tokens = self.backbone.feedforward(layer, tokens)
         if site in ("after_mlp", "output"):

@@ -98,7 +98,8 @@ class _Node:
         if not self.second:
             tokens, attention = self.model.attended(self.layer, state.tokens, inputs)
             return _State(tokens, attention, state.num)
-        tokens = self.model.fed(self.layer, state.tokens, state.attention, inputs)
+        tokens, attention = self.model.between(self.layer, state.tokens, state.attention, inputs)
+        tokens = self.model.fed(self.layer, tokens, attention, inputs)
         return _State(tokens, None, (*state.num, tokens.num if tokens.valid_BN is None else tokens.num_real()))
 
 
