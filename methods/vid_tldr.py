@@ -6,6 +6,8 @@ from torch import Tensor
 from tokred import METHODS, Assignment, Attention, Method, Place, Tokens, matching
 from tokred.gpu import runs_kernels
 
+FLAT = 1e-5  # no contrast: float32 rounds a sum of N log terms to about 1e-6 of itself
+
 
 @METHODS.register("vid_tldr")
 class VidTLDR(Method):
@@ -42,7 +44,7 @@ def masses(row_entropy_BN: Tensor, group_BN: Tensor, r: int, *, prefix: int = 0)
     if prefix < 2 and runs_kernels(row_entropy_BN):
         from tokred.merge_kernels import contrast_of_sources  # here, since it imports triton
 
-        return contrast_of_sources(row_entropy_BN, group_BN, r, prefix)
+        return contrast_of_sources(row_entropy_BN, group_BN, r, prefix, FLAT)
     merged_BN = matching.sources(group_BN, r, prefix=prefix)
     return torch.where(merged_BN, saliency(row_entropy_BN, prefix=prefix), 1.0)
 
@@ -55,5 +57,5 @@ def saliency(row_entropy_BN: Tensor, *, prefix: int = 0) -> Tensor:
     of_tokens_BN = row_entropy_BN[:, prefix:]
     mean_B1 = of_tokens_BN.mean(1, keepdim=True)
     contrast_B1 = of_tokens_BN.amax(1, keepdim=True) - mean_B1
-    flat_B1 = contrast_B1 <= 1e-5 * mean_B1.abs()  # float32 rounds a sum of N log terms to about 1e-6 of itself
+    flat_B1 = contrast_B1 <= FLAT * mean_B1.abs()
     return ((row_entropy_BN - mean_B1) / contrast_B1).clamp(0, 1).masked_fill(flat_B1, 1.0)

@@ -60,16 +60,18 @@ def merged_rows(num, num_groups, dtype, device, channels=80, normalize=True):
 def contrast(num, r, prefix, device):
     from tokred.matching import bipartite_matching
     from tokred.merge_kernels import contrast_of_sources
-    from tokred.methods.vid_tldr import masses
+    from tokred.methods.vid_tldr import FLAT, masses
 
     generator = torch.Generator().manual_seed(num)
-    score_BN = torch.rand(3, num, generator=generator) - 6
+    score_BN = (torch.rand(num, 4, generator=generator) - 6).T
     score_BN[1] = -6.123  # no contrast at all
-    group_BN = bipartite_matching(torch.randn(3, num, 8, generator=generator), r, prefix=prefix)
-    found_BN = contrast_of_sources(score_BN.to(device), group_BN.to(device), r, prefix)
+    score_BN[2, -1] = torch.nan
+    group_BN = bipartite_matching(torch.randn(4, num, 8, generator=generator), r, prefix=prefix)
+    found_BN = contrast_of_sources(score_BN.to(device), group_BN.T.contiguous().T.to(device), r, prefix, FLAT)
     expected_BN = masses(score_BN, group_BN, r, prefix=prefix)
-    assert int((expected_BN == 1).sum()) == int((found_BN == 1).sum()) >= 3 * (num - r)
-    torch.testing.assert_close(found_BN.cpu(), expected_BN, rtol=0, atol=1e-5)
+    assert int((expected_BN == 1).sum()) == int((found_BN == 1).sum()) >= 4 * (num - r)
+    assert int(expected_BN.isnan().sum()) == r
+    torch.testing.assert_close(found_BN.cpu(), expected_BN, rtol=0, atol=1e-5, equal_nan=True)
 
 
 def totals(num_parts, num, device):
@@ -83,6 +85,7 @@ CASES = {
     "nearest": lambda device: nearest_odd(101, 0, torch.float16, device),
     "nearest in parts": lambda device: nearest_odd(531, 1, torch.float16, device),
     "nearest, rows of 180 bytes": lambda device: nearest_odd(301, 0, torch.float16, device, channels=90),
+    "nearest, odd rows at 8 of 16 bytes": lambda device: nearest_odd(38, 0, torch.float16, device, channels=92),
     "nearest of few": lambda device: [nearest_odd(num, 0, torch.float16, device) for num in (6, 7)],
     "nearest behind a prefix": lambda device: nearest_odd(37, 3, torch.float16, device),
     "joined in order of place": lambda device: joined(51, 101, 20, True, device),

@@ -261,6 +261,20 @@ def test_queries_keys_and_values_are_let_go_before_the_mlp(method, monkeypatch):
     assert (len(made), alive) == (9, [0, 0, 0])
 
 
+def test_layers_between_two_reductions_share_the_logs_of_sizes(monkeypatch):
+    attend, biases = VIT.attend, []
+
+    def noted(layer, tokens, bias_BN, **options):
+        biases.append(bias_BN)
+        return attend(layer, tokens, bias_BN, **options)
+
+    monkeypatch.setattr(VIT, "attend", noted)
+    with torch.no_grad():
+        tokred.reduce(VIT, "tome", r=[3, 0, 0])(X)
+        tokred.reduce(VIT, "tome", r=[3, 2, 0])(X)
+    assert biases[0] is None and biases[1] is biases[2] and biases[4] is not biases[5]
+
+
 # Counts that differ by sample
 
 

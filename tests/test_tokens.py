@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tokred.devices import moved
 from tokred.tokens import Assignment, Tokens
 
 X_14C = torch.tensor([[[1.0, 0.0], [3.0, 0.0], [0.0, 2.0], [5.0, 5.0]]])
@@ -183,6 +184,13 @@ def test_logs_of_sizes_are_made_once_and_anew_where_sizes_change():
     padded = replace(tokens, valid_BN=torch.tensor([[True, True, True, False]]))
     assert padded.log_size_BN().exp().tolist()[0] == pytest.approx([1, 2, 3, 1])
     assert Tokens(X_14C).logged().log_size_BN() is None
+
+
+def test_tokens_that_move_leave_nothing_behind():
+    tokens = replace(Tokens(X_14C).placed(), size_BN=torch.ones(1, 4), key_B=torch.zeros(1)).logged()
+    values = vars(moved(tokens, "meta")).values()
+    tensors = [x for value in values for x in (value if isinstance(value, tuple) else (value,)) if torch.is_tensor(x)]
+    assert len(tensors) == 4 and all(x.is_meta for x in tensors)
 
 
 @pytest.mark.parametrize(("by_size", "skip_prefix", "expected"), [

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tokred.open_files import Died
 from tokred.registry import load_file, loaded_files
-from tokred.tokens import Tokens
+from tokred.tokens import NO_LOGS, Tokens
 
 Follow = Callable[..., None]  # (*arguments, peers): a function that a new process finds by its name
 
@@ -180,7 +180,7 @@ def _group(peers: Peers, folder: str) -> Iterator[None]:
 
 
 def moved(tokens: Tokens, device: Any) -> Tokens:
-    """With all their tensors on ``device``."""
+    """With all their tensors on ``device``, but for the logs, which can be made anew."""
     values = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
     on_device: Any = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
-    return replace(tokens, **on_device)
+    return replace(tokens, **on_device, logs=NO_LOGS)

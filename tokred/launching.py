@@ -13,7 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 def cdiv(a: int, b: int) -> int:
-    """a / b, rounded up. A small batch waits for the host: triton's own is 20 times as slow there."""
+    """a / b, rounded up. triton's own, made for kernels, takes microseconds, and small batches wait for the host."""
     return -(-a // b)
 
 

@@ -34,7 +34,7 @@ def nearest_odd(x_BNC: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
     num_even, num_odd = N - N // 2, N // 2
     inverse_BN = torch.empty(B, N, device=x.device, dtype=torch.float32)
     even, odd = x[:, ::2], x[:, 1::2]
-    hopper = N > 1 and launching.has_blocks(even, odd)
+    hopper = launching.has_blocks(even, odd)
     sizes = NEAREST_ON_HOPPER if hopper else NEAREST
     grid = launching.cdiv(num_even, sizes["BLOCK_A"]), B
     programs = _num_processors(x) * (1 if hopper else 2)
@@ -120,15 +120,16 @@ def merged_rows(
     return out_BKC, size_BK
 
 
-def contrast_of_sources(score_BN: Tensor, group_BN: Tensor, r: int, prefix: int = 0) -> Tensor:
+def contrast_of_sources(score_BN: Tensor, group_BN: Tensor, r: int, prefix: int, flat: float) -> Tensor:
     """(B, N): of the ``r`` tokens that ``join`` merged into another, how far their score lies above the mean, as a share of the
-    largest's; of all others 1. As ``methods.vid_tldr`` has it."""
+    largest's, in 0..1; of all others 1. Of them 1 too where the largest lies no more than the share ``flat`` of the mean above
+    it."""
     B, N = score_BN.shape
     score_BN, group_BN = score_BN.contiguous(), group_BN.contiguous()
     out_BN = torch.empty_like(score_BN)
     with torch.cuda.device_of(score_BN):
         _contrast[(launching.cdiv(N, 1024), B)](
-            score_BN, group_BN, out_BN, N, N - r - N // 2, prefix, BLOCK=1024, num_warps=8
+            score_BN, group_BN, out_BN, N, N - r - N // 2, prefix, flat, BLOCK=1024, num_warps=8
         )
     return out_BN
 
@@ -300,7 +301,7 @@ def _merge(
 
 
 @triton.jit
-def _contrast(SCORE, GROUP, OUT, N, first_joined, prefix, BLOCK: tl.constexpr):
+def _contrast(SCORE, GROUP, OUT, N, first_joined, prefix, flat, BLOCK: tl.constexpr):
     """Each program reads all scores of its sample: they are few."""
     b, each = tl.program_id(1).to(tl.int64), tl.arange(0, BLOCK)
     total, most = tl.zeros([BLOCK], tl.float32), tl.full([BLOCK], float("-inf"), tl.float32)
@@ -314,6 +315,6 @@ def _contrast(SCORE, GROUP, OUT, N, first_joined, prefix, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + each
     share = (tl.load(SCORE + b * N + i, i < N, other=0.0) - mean) / contrast
     share = tl.clamp(share, 0.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
-    share = tl.where(contrast <= 1e-5 * tl.abs(mean), 1.0, share)
+    share = tl.where(contrast <= flat * tl.abs(mean), 1.0, share)
     merged = (i % 2 == 0) & (tl.load(GROUP + b * N + i, i < N, other=-1) >= first_joined)
     tl.store(OUT + b * N + i, tl.where(merged, share, 1.0), i < N)

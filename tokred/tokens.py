@@ -80,6 +80,9 @@ class Assignment:
         return sum_rows(columns.mT * share, group_BHN, self.num_groups).unflatten(0, (B, H))
 
 
+NO_LOGS = None, None, None
+
+
 @dataclass(frozen=True)
 class Tokens:
     """The tokens that reach one place in the network.
@@ -111,7 +114,7 @@ class Tokens:
     depth: int = 1
     pixels: Tensor | None = None
     before_mlp_BNC: Tensor | None = None
-    logs: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
+    logs: tuple[Tensor | None, Tensor | None, Tensor | None] = NO_LOGS
 
     @property
     def num(self) -> int:
