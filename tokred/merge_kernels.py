@@ -313,7 +313,7 @@ def _contrast(SCORE, GROUP, OUT, N, first_joined, prefix, flat, BLOCK: tl.conste
     mean = tl.sum(total, 0) / (N - prefix)
     contrast = tl.max(most, 0) - mean
     i = tl.program_id(0) * BLOCK + each
-    share = (tl.load(SCORE + b * N + i, i < N, other=0.0) - mean) / contrast
+    share = tl.div_rn(tl.load(SCORE + b * N + i, i < N, other=0.0) - mean, contrast)  # of the largest exactly 1
     share = tl.clamp(share, 0.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
     share = tl.where(contrast <= flat * tl.abs(mean), 1.0, share)
     merged = (i % 2 == 0) & (tl.load(GROUP + b * N + i, i < N, other=-1) >= first_joined)
