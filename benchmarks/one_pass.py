@@ -44,6 +44,9 @@ SILENT = Console(quiet=True)
 
 
 def main(words: list[str]) -> None:
+    if {"-h", "--help"} & set(words):
+        print(__doc__)
+        return
     numbers = [int(word) for word in words if word.isdigit()]
     more = [word for word in words if not word.isdigit()]
     if len(numbers) > 2:
