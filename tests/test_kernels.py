@@ -288,6 +288,14 @@ def test_what_is_launched_compiles_for_ampere_hopper_and_blackwell_and_fits_thei
         assert by_engine == ({str(capability == 90 and dtype != "float32" and channels <= widest)} if runs else set())
 
 
+@needs_triton
+def test_blocks_are_counted_and_padded_as_triton_does():
+    code = (
+        "from tokred.launching import *; print(*map(power_of_2, (1, 2, 3, 64, 65)), cdiv(6, 3), cdiv(7, 3), cdiv(0, 3))"
+    )
+    assert run(code) == ["1 2 4 64 128 2 3 0"]
+
+
 def test_triton_is_not_imported_without_a_gpu():
     code = "import tokred, sys; tokred.list_methods(); print('tokred.kernels' in sys.modules)"
     assert run(code) == ["False"]

@@ -58,17 +58,16 @@ def merged_rows(num, num_groups, dtype, device, channels=80, normalize=True):
 
 
 def contrast(num, r, prefix, device):
-    from tokred.matching import bipartite_matching
+    from tokred import matching
     from tokred.merge_kernels import contrast_of_sources
-    from tokred.methods.vid_tldr import FLAT, masses
 
     generator = torch.Generator().manual_seed(num)
     score_BN = (torch.rand(num, 4, generator=generator) - 6).T
     score_BN[1] = -6.123  # no contrast at all
     score_BN[2, -1] = torch.nan
-    group_BN = bipartite_matching(torch.randn(4, num, 8, generator=generator), r, prefix=prefix)
-    found_BN = contrast_of_sources(score_BN.to(device), group_BN.T.contiguous().T.to(device), r, prefix, FLAT)
-    expected_BN = masses(score_BN, group_BN, r, prefix=prefix)
+    group_BN = matching.bipartite_matching(torch.randn(4, num, 8, generator=generator), r, prefix=prefix)
+    found_BN = contrast_of_sources(score_BN.to(device), group_BN.T.contiguous().T.to(device), r, prefix, 1e-5)
+    expected_BN = matching.contrast_of_sources(score_BN, group_BN, r, prefix=prefix)
     assert int((expected_BN == 1).sum()) == int((found_BN == 1).sum()) >= 4 * (num - r)
     assert int(expected_BN.isnan().sum()) == r
     torch.testing.assert_close(found_BN.cpu(), expected_BN, rtol=0, atol=1e-5, equal_nan=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 import tokred
 from tests.golden.weights import fill_, inputs
 from tokred import METHODS, Assignment, Attention, Schedule, Tokens, matching
-from tokred.methods.vid_tldr import saliency
+from tokred.matching import contrast
 from tokred.reduction import ReducedModel, Trace
 from tokred.schedule import Stage, from_keep_rate, removed_per_layer
 from tokred.transformer import sinusoid
@@ -337,7 +337,7 @@ def test_vid_tldr_leaves_the_official_number_of_tokens_after_each_layer(name):
 @pytest.mark.parametrize("name", REDUCING)
 def test_vid_tldr_weighs_tokens_as_the_official_code(name):
     found = vid_tldr(name)
-    ours = [saliency(attention.row_entropy_BN) for _, attention, _ in found.calls]
+    ours = [contrast(attention.row_entropy_BN) for _, attention, _ in found.calls]
     # a weight is a difference of entropies over the largest one, in which a few digits cancel
     assert max(error(w_BN, official) for w_BN, official in zip(ours, found.case["weights"], strict=True)) < 1e-4
 
@@ -375,7 +375,7 @@ def with_row_entropy(map_BHNN: Tensor) -> Attention:
     "entry", GOLDEN["vid_tldr"]["functions"]["get_objective_score"], ids=lambda e: str(e["attention"]["shape"])
 )
 def test_saliency_is_the_official_objective_score(entry):
-    w_BN = saliency(with_row_entropy(attention_map(entry)).row_entropy_BN)
+    w_BN = contrast(with_row_entropy(attention_map(entry)).row_entropy_BN)
     assert error(w_BN, entry["w"]) < 1e-5  # entropies of about 2 in float32, differences of about 0.1
 
 

@@ -360,18 +360,18 @@ def test_vid_tldr_is_finite_where_attention_is_exactly_zero():
 
 
 def test_vid_tldr_does_not_count_the_prefix_as_background():
-    from tokred.methods.vid_tldr import saliency
+    from tokred.matching import contrast
 
     entropy = torch.tensor([[-9.0, -3.0, -1.0, -2.0]])
-    assert saliency(entropy, prefix=1)[:, 1:].tolist() == saliency(entropy[:, 1:]).tolist() == [[0, 1, 0]]
+    assert contrast(entropy, prefix=1)[:, 1:].tolist() == contrast(entropy[:, 1:]).tolist() == [[0, 1, 0]]
 
 
 # the last is what rounding makes of attention to one token alone
 @pytest.mark.parametrize("entropy", [-7.0, 0.0, 1e-6])
 def test_without_contrast_all_tokens_of_vid_tldr_are_salient(entropy):
-    from tokred.methods.vid_tldr import saliency
+    from tokred.matching import contrast
 
-    assert saliency(torch.full((1, 64), entropy)).eq(1).all()
+    assert contrast(torch.full((1, 64), entropy)).eq(1).all()
 
 
 def test_plan_schedule_is_what_reduce_uses():

@@ -17,10 +17,9 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-@cache
 def power_of_2(x: int) -> int:
-    """The least that is not below ``x``."""
-    return triton.next_power_of_2(x)
+    """The least that is not below ``x``; for the same reason."""
+    return 1 << max(0, x - 1).bit_length()
 
 
 @cache

@@ -1,6 +1,6 @@
 """Which tokens are alike, and draws of random numbers: pure functions that methods share.
 
-All return places or groups, never features. Ties are broken by place (stable sorts).
+All return places, groups or scores, never features. Ties are broken by place (stable sorts).
 
 Dimension key: B batch, N tokens, C channels of the metric, A sources, D destinations.
 """
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from tokred.gpu import runs_kernels
 from tokred.rows import gather_rows
+
+_FLAT = 1e-5  # scores are equal: float32 rounds a sum of N log terms to about 1e-6 of itself
 
 
 def bipartite_matching(
@@ -128,6 +130,25 @@ def sources(group_BN: Tensor, r: int, *, prefix: int) -> Tensor:
     has_odd_BK = group_BN.new_zeros(group_BN.shape[0], num_groups).scatter(1, group_BN[:, 1::2], 1)
     merged_BN[:, ::2] = has_odd_BK.gather(1, group_BN[:, ::2]).bool()
     return merged_BN
+
+
+def contrast_of_sources(score_BN: Tensor, group_BN: Tensor, r: int, *, prefix: int) -> Tensor:
+    """(B, N) in 0..1: of the ``r`` tokens that ``bipartite_matching`` merged into another the ``contrast``; 1 of all others."""
+    if prefix < 2 and runs_kernels(score_BN):
+        from tokred import merge_kernels
+
+        return merge_kernels.contrast_of_sources(score_BN, group_BN, r, prefix, _FLAT)
+    return torch.where(sources(group_BN, r, prefix=prefix), contrast(score_BN, prefix=prefix), 1.0)
+
+
+def contrast(score_BN: Tensor, *, prefix: int = 0) -> Tensor:
+    """(B, N) in 0..1: how far a score lies above the mean, as a share of the largest's: max(0, (s - mean) / (max - mean)). 1 in a
+    sample of equal scores. Tokens of a prefix have no part in mean and maximum."""
+    of_tokens_BN = score_BN[:, prefix:]
+    mean_B1 = of_tokens_BN.mean(1, keepdim=True)
+    contrast_B1 = of_tokens_BN.amax(1, keepdim=True) - mean_B1
+    flat_B1 = contrast_B1 <= _FLAT * mean_B1.abs()
+    return ((score_BN - mean_B1) / contrast_B1).clamp(0, 1).masked_fill(flat_B1, 1.0)
 
 
 def pairs(kind: str, num_tokens: int, keep: int, prefix: int) -> int:

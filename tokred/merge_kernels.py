@@ -13,14 +13,9 @@ from torch import Tensor
 from tokred import launching
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # of features that are merged
-NEAREST = {
-    "BLOCK_A": 128,
-    "BLOCK_D": 128,
-    "BLOCK_C": 64,
-    "num_warps": 4,
-    "num_stages": 3,
-}  # two programs on a processor
-NEAREST_ON_HOPPER = {"BLOCK_A": 128, "BLOCK_D": 256, "BLOCK_C": 64, "num_warps": 8, "num_stages": 4}  # one
+# Two programs at once on a processor; with Hopper's copy engine, one.
+NEAREST = {"BLOCK_A": 128, "BLOCK_D": 128, "BLOCK_C": 64, "num_warps": 4, "num_stages": 3}
+NEAREST_ON_HOPPER = {"BLOCK_A": 128, "BLOCK_D": 256, "BLOCK_C": 64, "num_warps": 8, "num_stages": 4}
 # Of places: each warp compares 32 tokens with every fourth of 128.
 COUNTING = {"BLOCK": 32, "OTHERS": 128, "num_warps": 4}
 JOINING = {"BLOCK": 128, "num_warps": 4}
@@ -32,46 +27,46 @@ def nearest_odd(x_BNC: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
     x = x_BNC if x_BNC.stride(2) == 1 else x_BNC.contiguous()
     B, N, C = x.shape
     num_even, num_odd = N - N // 2, N // 2
-    inverse_BN = torch.empty(B, N, device=x.device, dtype=torch.float32)
+    inverse_BN = _norms(x)
     even, odd = x[:, ::2], x[:, 1::2]
     hopper = launching.has_blocks(even, odd)
     sizes = NEAREST_ON_HOPPER if hopper else NEAREST
     grid = launching.cdiv(num_even, sizes["BLOCK_A"]), B
-    programs = _num_processors(x) * (1 if hopper else 2)
-    spare = round(programs / max(1, grid[0] * B))  # few programs fill no GPU
-    parts = max(1, min(4, spare, launching.cdiv(num_odd - first, sizes["BLOCK_D"])))
+    parts = _num_parts(x, grid[0] * B, launching.cdiv(num_odd - first, sizes["BLOCK_D"]), hopper)
     if hopper:
         even, odd = (
             launching.blocks(y, 1, sizes[by], sizes["BLOCK_C"]) for y, by in ((even, "BLOCK_A"), (odd, "BLOCK_D"))
         )
     best_PBA = inverse_BN.new_empty(parts, B, num_even)
     partner_PBA = best_PBA.new_empty(parts, B, num_even, dtype=torch.int64)
-    rows, block = 4, min(1024, launching.power_of_2(C))
     with torch.cuda.device_of(x):
-        _inverse_norms[(launching.cdiv(N, rows), B)](
-            x, inverse_BN, x.stride(0), x.stride(1), N, C, ROWS=rows, BLOCK_C=block, num_warps=4
-        )
         _nearest[(*grid, parts)](
-            *(
-                even,
-                odd,
-                inverse_BN,
-                best_PBA,
-                partner_PBA,
-                x.stride(0),
-                2 * x.stride(1),
-                N,
-                num_even,
-                num_odd,
-                first,
-                C,
-            ),
+            *(even, odd, inverse_BN, best_PBA, partner_PBA),
+            *(x.stride(0), 2 * x.stride(1), N, num_even, num_odd, first, C),
             HOPPER=hopper,
             **sizes,
         )
         if parts > 1:
             _best[(launching.cdiv(B * num_even, 256),)](best_PBA, partner_PBA, B * num_even, PARTS=parts, BLOCK=256)
     return best_PBA[0], partner_PBA[0]
+
+
+def _norms(x_BNC: Tensor) -> Tensor:
+    """Of each row 1 / its norm."""
+    B, N, C = x_BNC.shape
+    inverse_BN = torch.empty(B, N, device=x_BNC.device, dtype=torch.float32)
+    block = min(1024, launching.power_of_2(C))
+    with torch.cuda.device_of(x_BNC):
+        _inverse_norms[(launching.cdiv(N, 4), B)](
+            x_BNC, inverse_BN, x_BNC.stride(0), x_BNC.stride(1), N, C, ROWS=4, BLOCK_C=block, num_warps=4
+        )
+    return inverse_BN
+
+
+def _num_parts(x: Tensor, num_programs: int, num_blocks: int, hopper: bool) -> int:
+    """Few programs fill no GPU: among how many the blocks of one are divided."""
+    room = _num_processors(x) * (1 if hopper else 2)
+    return max(1, min(4, round(room / max(1, num_programs)), num_blocks))
 
 
 def _num_processors(x: Tensor) -> int:
