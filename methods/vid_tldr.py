@@ -26,7 +26,7 @@ class VidTLDR(Method):
         assert attention is not None
         r = tokens.num - keep
         group_BN = matching.bipartite_matching(tokens.x_BNC.detach(), r, prefix=tokens.prefix)
-        # saliency (Eq. 5 to 7): the official normalisation, mask and second normalisation come to the contrast of negative entropies
+        # saliency (Eq. 5 to 7): the official normalisation, mask and second normalisation come to this contrast
         mass_BN = matching.contrast_of_sources(attention.row_entropy_BN, group_BN, r, prefix=tokens.prefix)
         return Assignment(group_BN, keep, weight_BN=mass_BN * tokens.sizes(), mass_BN=mass_BN)
 
