@@ -26,10 +26,13 @@ from tokred.gpu import has_kernels
 SUMS = ("row_entropy", "received")  # what needs no more of the map than sums
 # Of the logits of ``in_chunks``: on a CPU 16 MiB in float32, about the size of its last-level cache; a GPU wants more at once.
 _CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
-# Measured on UMT-B's 2352 tokens and ViT-B's 197 (``benchmarks/attention.py``): from 250 to 400 queries products are as fast
-# as they get; beyond 4 MiB a buffer leaves the cache. So much for each thread (measured with two), up to 8 of them.
-_IN_PLACE_QUERIES, _IN_PLACE_ELEMENTS, _IN_PLACE_THREADS = 320, 2**20, 8
+# Measured on UMT-B's 2352 tokens and ViT-B's 197 (``benchmarks/attention.py``): from 250 to 600 queries products are as fast
+# as they get; far beyond 4 MiB a buffer leaves the cache. So much for each thread, which has heads of its own, up to 8 of them.
+_IN_PLACE_QUERIES, _IN_PLACE_ELEMENTS, _IN_PLACE_THREADS = 600, 2**20, 8
 _MAX_SPREAD = 60.0  # of a bias: exp(-60) = 1e-26, far above the 1e-38 where float32 ends
+# Up to here from 0, exponentials, their sums and products with values are floats as they are. Without the largest of each row
+# and without a pass that divides, they take half of a softmax's time where a map is too large for the fastest cache.
+_MAX_LOGIT, _PLAIN_TOKENS = 60.0, 1024
 
 
 def attend_and_measure(
@@ -209,7 +212,8 @@ def _by_kernel(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy
 
 @dataclass(frozen=True)
 class _Sample:
-    """One sample, in float32 or wider: ``mask_N`` is added to the logits; values were multiplied with ``weight_N``."""
+    """One sample, in float32 or wider: ``mask_N`` is added to the logits; values were multiplied with ``weight_N``; ``plain``:
+    exponentials of its logits need no shift."""
 
     q_HND: Tensor
     k_HDN: Tensor
@@ -217,6 +221,8 @@ class _Sample:
     mask_N: Tensor | None
     weight_N: Tensor | None
     real_N: Tensor | None
+    ones_N: Tensor
+    plain: bool
 
 
 @torch.no_grad()
@@ -253,11 +259,10 @@ def _in_place(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy,
 
 
 def _chunk_and_heads(num_tokens: int, num_heads: int) -> tuple[int, int]:
-    """Of how many queries and heads the map is made at once: chunks of about the same size, heads for all threads alike."""
+    """Of how many queries and heads the map is made at once: chunks of about the same size, as many heads for each thread."""
     threads = min(torch.get_num_threads(), _IN_PLACE_THREADS)
-    chunk = -(-num_tokens // -(-num_tokens // (_IN_PLACE_QUERIES * threads)))
-    heads = min(num_heads, max(1, _IN_PLACE_ELEMENTS * threads // (chunk * num_tokens)))
-    return chunk, heads - heads % threads if heads > threads else heads
+    chunk = -(-num_tokens // -(-num_tokens // _IN_PLACE_QUERIES))
+    return chunk, min(num_heads, threads * max(1, _IN_PLACE_ELEMENTS // (chunk * num_tokens)))
 
 
 def _is_narrow(bias_BN: Tensor) -> bool:
@@ -271,10 +276,21 @@ def _prepare(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, dtype) ->
     if v_HND is not None and bias_BN is not None and not biased:
         weight_N = (bias_BN[0] - bias_BN.amax()).exp().to(dtype)
         v_HND = v_HND * weight_N[:, None]
-    mask_BN = key_mask(bias_BN if biased else None, valid_BN)
+    added_BN = bias_BN if biased else None
+    mask_BN = key_mask(added_BN, valid_BN)
     mask_N = None if mask_BN is None else mask_BN[0].to(dtype)
     real_N = None if valid_BN is None else valid_BN[0].to(dtype)
-    return _Sample(q_BHND[0].to(dtype) * scale, k_BHND[0].to(dtype).mT, v_HND, mask_N, weight_N, real_N)
+    q_HND, k_HND = q_BHND[0].to(dtype) * scale, k_BHND[0].to(dtype)
+    plain = k_HND.shape[1] >= _PLAIN_TOKENS and _are_near(q_HND, k_HND, added_BN)
+    return _Sample(q_HND, k_HND.mT, v_HND, mask_N, weight_N, real_N, k_HND.new_ones(k_HND.shape[1]), plain)
+
+
+def _are_near(q_HND: Tensor, k_HND: Tensor, added_BN: Tensor | None) -> bool:
+    """Whether all logits are so near to 0 that exponentials need no shift: none is larger than the product of the lengths of
+    query and key (Cauchy and Schwarz). Not so where padding is NaN."""
+    longest_q_H, longest_k_H = (torch.linalg.vector_norm(x_HND, dim=-1).amax(-1) for x_HND in (q_HND, k_HND))
+    added = 0 if added_BN is None else added_BN.abs().amax()
+    return bool((longest_q_H * longest_k_H).amax() + added < _MAX_LOGIT)
 
 
 def _mean_map(sample: _Sample, rows: slice, out_QHD: Tensor | None, buffer_GQN: Tensor, mean_QN: Tensor) -> Tensor:
@@ -289,17 +305,36 @@ def _mean_map(sample: _Sample, rows: slice, out_QHD: Tensor | None, buffer_GQN: 
         size = heads.stop - heads.start
         map_GQN = buffer_GQN.view(-1)[: size * mean_QN.numel()].view(size, *mean_QN.shape)
         torch.bmm(q_HQD[heads], sample.k_HDN[heads], out=map_GQN)
-        if sample.mask_N is not None:
-            map_GQN += sample.mask_N
-        torch.softmax(map_GQN, -1, out=map_GQN)
-        for map_QN in map_GQN:
-            mean_QN += map_QN
+        sum_GQ1 = _add_softmax(map_GQN, sample, mean_QN)
         if out_QHD is not None and sample.v_HND is not None:
             out_GQD = torch.bmm(map_GQN, sample.v_HND[heads])
             if sample.weight_N is not None:
-                out_GQD /= torch.mv(map_GQN.flatten(0, 1), sample.weight_N).view(size, Q, 1)
+                sum_GQ1 = _sums(map_GQN, sample.weight_N)
+            if sum_GQ1 is not None:
+                out_GQD /= sum_GQ1
             out_QHD[:, heads] = out_GQD.transpose(0, 1)
     return mean_QN.div_(H)
+
+
+def _add_softmax(map_GQN: Tensor, sample: _Sample, mean_QN: Tensor) -> Tensor | None:
+    """Adds the softmax of these logits to ``mean_QN`` and leaves it in their place, but for a factor of each query (G, Q, 1),
+    by which it is too large, if one is returned."""
+    if sample.mask_N is not None:
+        map_GQN += sample.mask_N
+    if not sample.plain:
+        torch.softmax(map_GQN, -1, out=map_GQN)
+        for map_QN in map_GQN:
+            mean_QN += map_QN
+        return None
+    sum_GQ1 = _sums(map_GQN.exp_(), sample.ones_N)
+    for map_QN, share_Q1 in zip(map_GQN, 1 / sum_GQ1, strict=True):
+        mean_QN.addcmul_(map_QN, share_Q1)
+    return sum_GQ1
+
+
+def _sums(map_GQN: Tensor, weight_N: Tensor) -> Tensor:
+    """(G, Q, 1)"""
+    return torch.mv(map_GQN.flatten(0, 1), weight_N).view(*map_GQN.shape[:2], 1)
 
 
 def _neg_entropy(mean_QN: Tensor, spare: Tensor) -> Tensor:
