@@ -127,6 +127,16 @@ def test_logits_up_to_60_need_no_softmax_and_are_exact(largest, bias, shifted, m
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(found, ours(q, k, v, bias_BN), strict=True))
 
 
+def test_the_bias_of_padding_does_not_take_the_weight_of_real_tokens(exponentials):
+    """Logits of -55 and weights of exp(-50) in units of padding's would together be 0 in float32."""
+    q, k, v, bias_BN, valid_BN = drawn()
+    q, k = torch.zeros_like(q), torch.zeros_like(k)
+    q[..., 0], k[..., 0] = -55 / SCALE, 1
+    bias_BN = torch.where(valid_BN, bias_BN * 0.1, 50.0)
+    given = {"bias_BN": bias_BN, "valid_BN": valid_BN, "biased": False}
+    assert all(error(a, b) < 1e-5 for a, b in zip(ours(q, k, v, **given), dense(q, k, v, **given), strict=True))
+
+
 def test_padding_without_numbers_is_left_to_the_softmax(monkeypatch):
     monkeypatch.setattr(attention_map, "_PLAIN_TOKENS", 1)
     q, k, v, _, valid_BN = drawn()
