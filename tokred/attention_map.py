@@ -274,7 +274,8 @@ def _prepare(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, dtype) ->
     """The softmax without bias is p = softmax(q k); with it p w / sum(p w), where w = exp(bias). So p serves both."""
     weight_N, v_HND = None, None if v_BHND is None else v_BHND[0].to(dtype)
     if v_HND is not None and bias_BN is not None and not biased:
-        weight_N = (bias_BN[0] - key_mask(bias_BN, valid_BN).amax()).exp().to(dtype)  # of real keys the largest is 1
+        of_real_BN = bias_BN if valid_BN is None else bias_BN.masked_fill(~valid_BN, -torch.inf)
+        weight_N = (bias_BN[0] - of_real_BN.amax()).exp().to(dtype)
         v_HND = v_HND * weight_N[:, None]
     added_BN = bias_BN if biased else None
     mask_BN = key_mask(added_BN, valid_BN)
