@@ -2,7 +2,7 @@
 
     python benchmarks/attention.py                                        UMT-B's 2352 tokens, one sample, on one thread
     python benchmarks/attention.py --tokens 197 --batch 8 --threads 2
-    python benchmarks/attention.py --chunks 128 320 512                   and with chunks of so many queries a thread
+    python benchmarks/attention.py --chunks 128 320 512                   and with chunks of so many queries
     python benchmarks/attention.py --device cuda --dtype bfloat16         the Triton kernels, and the chunks in their place
 
 All runs take turns in the same rounds, in random order. Two products are the least that attention takes; the statistics need

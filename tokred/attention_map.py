@@ -27,7 +27,7 @@ SUMS = ("row_entropy", "received")  # what needs no more of the map than sums
 # Of the logits of ``in_chunks``: on a CPU 16 MiB in float32, about the size of its last-level cache; a GPU wants more at once.
 _CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 # Measured on UMT-B's 2352 tokens and ViT-B's 197 (``benchmarks/attention.py``): from 250 to 600 queries products are as fast
-# as they get; far beyond 4 MiB a buffer leaves the cache. So much for each thread, which has heads of its own, up to 8 of them.
+# as they get; far beyond 4 MiB a buffer leaves the cache. Up to 8 threads have a head each, or more.
 _IN_PLACE_QUERIES, _IN_PLACE_ELEMENTS, _IN_PLACE_THREADS = 600, 2**20, 8
 _MAX_SPREAD = 60.0  # of a bias: exp(-60) = 1e-26, far above the 1e-38 where float32 ends
 # Up to here from 0, exponentials, their sums and products with values are floats as they are. Without the largest of each row
@@ -288,7 +288,7 @@ def _prepare(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, dtype) ->
 
 def _are_near(q_HND: Tensor, k_HND: Tensor, added_BN: Tensor | None) -> bool:
     """Whether all logits are so near to 0 that exponentials need no shift: none is larger than the product of the lengths of
-    query and key (Cauchy and Schwarz). Not so where padding is NaN."""
+    query and key (Cauchy and Schwarz). False where a number is NaN or inf, in padding too."""
     longest_q_H, longest_k_H = (torch.linalg.vector_norm(x_HND, dim=-1).amax(-1) for x_HND in (q_HND, k_HND))
     added = 0 if added_BN is None else added_BN.abs().amax()
     return bool((longest_q_H * longest_k_H).amax() + added < _MAX_LOGIT)
@@ -297,7 +297,7 @@ def _are_near(q_HND: Tensor, k_HND: Tensor, added_BN: Tensor | None) -> bool:
 def _mean_map(sample: _Sample, rows: slice, out_QHD: Tensor | None, buffer_GQN: Tensor, mean_QN: Tensor) -> Tensor:
     """The map of these queries, mean over heads, in ``mean_QN``; their output goes to ``out_QHD``.
 
-    Beyond the two products there is, with ``weight_N``, one multiply-add for each entry of the map: 1 / (2 D) of them.
+    Beyond the two products there are up to two multiply-adds for each entry of the map, for sums: 1 / (2 D) of them each.
     """
     q_HQD = sample.q_HND[:, rows]
     H, Q, _ = q_HQD.shape
@@ -318,8 +318,8 @@ def _mean_map(sample: _Sample, rows: slice, out_QHD: Tensor | None, buffer_GQN: 
 
 
 def _add_softmax(map_GQN: Tensor, sample: _Sample, mean_QN: Tensor) -> Tensor | None:
-    """Adds the softmax of these logits to ``mean_QN`` and leaves it in their place, but for a factor of each query (G, Q, 1),
-    by which it is too large, if one is returned."""
+    """Adds the softmax of these logits to ``mean_QN`` and leaves it in their place, still to be divided by what is
+    returned (G, Q, 1), if something is."""
     if sample.mask_N is not None:
         map_GQN += sample.mask_N
     if not sample.plain:
