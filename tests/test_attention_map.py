@@ -127,6 +127,16 @@ def test_logits_up_to_60_need_no_softmax_and_are_exact(largest, bias, shifted, m
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(found, ours(q, k, v, bias_BN), strict=True))
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("num", "softmax"), [(1023, True), (1024, False)])
+def test_large_maps_take_plain_exponentials(num, softmax, padded):
+    q, k, v, _, valid_BN = drawn(num=num)
+    with _Seen() as seen:
+        ours(q, k, v, valid_BN=valid_BN if padded else None)
+    assert any("softmax" in name for name in seen.names) == softmax
+    assert any("exp_" in name for name in seen.names) != softmax
+
+
 def test_the_bias_of_padding_does_not_take_the_weight_of_real_tokens(exponentials):
     """Logits of -55 and weights of exp(-50) in units of padding's would together be 0 in float32."""
     q, k, v, bias_BN, valid_BN = drawn()

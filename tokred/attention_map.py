@@ -30,8 +30,8 @@ _CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 # as they get; far beyond 4 MiB a buffer leaves the cache. Up to 8 threads have a head each, or more.
 _IN_PLACE_QUERIES, _IN_PLACE_ELEMENTS, _IN_PLACE_THREADS = 600, 2**20, 8
 _MAX_SPREAD = 60.0  # of a bias: exp(-60) = 1e-26, far above the 1e-38 where float32 ends
-# Up to here from 0, exponentials, their sums and products with values are floats as they are. Without the largest of each row
-# and without a pass that divides, they take half of a softmax's time where a map is too large for the fastest cache.
+# Up to here from 0, exponentials, their sums and products with values (up to 1e9) are floats as they are. No largest of each row
+# is sought and no pass divides, which saves time where a map is too large for the fastest cache.
 _MAX_LOGIT, _PLAIN_TOKENS = 60.0, 1024
 
 
