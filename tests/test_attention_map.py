@@ -158,11 +158,34 @@ def test_padding_without_numbers_is_left_to_the_softmax(filler, monkeypatch):
     assert found[0][:, :, :-50].isfinite().all() and found[1][:, :-50].isfinite().all()
 
 
-def test_the_numbers_of_a_sample_do_not_depend_on_its_batch(exponentials):
-    q, k, v, bias_BN, _ = drawn()
-    together = ours(q, k, v, bias_BN, biased=False)
-    alone = ours(q[1:], k[1:], v[1:], bias_BN[1:], biased=False)
-    assert all(a[1:].equal(b) for a, b in zip(together, alone, strict=True))
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("num", [N, 197, 60])
+def test_the_numbers_of_a_sample_do_not_depend_on_its_batch(num, padded, threads, monkeypatch):
+    """Of small samples several are made together; the third's bias is too wide for that."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    q, k, v, bias_BN, valid_BN = (torch.cat([x, x.flip(0), x[:1]]) for x in drawn(num=num))
+    bias_BN[2, 3] = -100
+    valid_BN = valid_BN if padded else None
+
+    def of(some):
+        valid_SN = None if valid_BN is None else valid_BN[some]
+        return ours(q[some], k[some], v[some], bias_BN[some], valid_SN, biased=False)
+
+    alone = [of(slice(b, b + 1)) for b in range(5)]
+    assert all(a.equal(torch.cat(b)) for a, b in zip(of(slice(5)), zip(*alone, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_small_samples_together_are_exact_to_a_millionth(padded, biased, monkeypatch):
+    """Seven samples, of which up to four are made together."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(attention_map, "_SMALL_ELEMENTS", 2 * H * 60**2)
+    q, k, v, bias_BN, valid_BN = (torch.cat([x, x.roll(1, -1), x.flip(0), x[:1]]) for x in drawn(num=60))
+    assert attention_map._at_once(7, H, 60)[0] == 4
+    given = (q, k, v, bias_BN, valid_BN if padded else None, biased)
+    assert all(error(a, b) < 1e-6 for a, b in zip(ours(*given), dense(*given), strict=True))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -190,17 +213,18 @@ def test_autocast_changes_nothing():
 
 
 class _Seen(TorchDispatchMode):
-    """The operations that ran, and the most elements that one of them gave out."""
+    """The operations that ran, how many were products of matrices, and the most elements that one of them gave out."""
 
     def __init__(self):
         super().__init__()
-        self.names, self.most = [], 0
+        self.names, self.products, self.most = [], 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         self.names.append(func.__name__)
         if isinstance(out, torch.Tensor):
             self.most = max(self.most, out.numel())
+            self.products += "bmm" in func.__name__
         return out
 
 
@@ -215,21 +239,32 @@ def test_no_more_than_one_head_of_one_chunk_is_held(with_bias, exponentials, mon
 
 
 @pytest.mark.parametrize(
-    ("threads", "num_tokens", "chunk", "heads"),
-    [(1, 2352, 588, 1), (2, 2352, 588, 2), (64, 2352, 588, 8), (1, 785, 393, 3), (2, 600, 600, 4), (2, 197, 197, 12)],
+    ("threads", "num_tokens", "samples", "heads", "chunk"),
+    [
+        (1, 2352, 1, 1, 588),
+        (2, 2352, 1, 2, 588),
+        (64, 2352, 1, 8, 588),
+        (1, 785, 1, 3, 393),
+        (2, 600, 1, 4, 600),
+        (1, 197, 1, 12, 197),
+        (2, 197, 2, 12, 197),
+        (1, 50, 8, 12, 50),
+        (2, 50, 16, 12, 50),
+        (64, 50, 20, 12, 50),
+    ],
 )
-def test_each_thread_has_its_share_of_a_chunk(threads, num_tokens, chunk, heads, monkeypatch):
+def test_each_thread_has_its_share(threads, num_tokens, samples, heads, chunk, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert attention_map._chunk_and_heads(num_tokens, 12) == (chunk, heads)
+    assert attention_map._at_once(20, 12, num_tokens) == (samples, heads, chunk)
 
 
-@pytest.mark.parametrize(("bias", "products"), [(False, 2), (True, 2)])
-def test_output_and_statistics_share_products_and_exponentials(bias, products, exponentials):
+@pytest.mark.parametrize("bias", [False, True])
+def test_output_and_statistics_share_products_and_exponentials(bias, exponentials):
     q, k, v, bias_BN, _ = drawn()
     with _Seen() as seen:
         ours(q, k, v, bias_BN if bias else None, biased=False)
     made = sum("softmax" in name or "exp_" in name for name in seen.names)
-    assert sum("bmm" in name for name in seen.names) == products * made
+    assert seen.products == 2 * made
 
 
 def test_a_gradient_is_what_takes_the_way_with_gradients():

@@ -2,8 +2,8 @@
 
 Three ways, chosen by ``attend_and_measure`` and equal up to rounding:
 
-- CPU: ``_in_place``, a chunk of queries of a few heads at a time in one buffer that stays in the cache. No product is made
-  twice, and the log-size bias costs no second softmax.
+- CPU: ``_in_place``, a chunk of queries of a few heads at a time, or a few small samples, in one buffer that stays in the
+  cache. No product is made twice, and the log-size bias costs no second softmax.
 - CUDA: the kernels of ``tokred.kernels``, where triton is installed, for heads of up to 128 channels in float16, bfloat16 or
   float32, on NVIDIA GPUs from Ampere on.
 - ``in_chunks`` for all else: where a gradient is wanted, the map itself or its mean over heads, in ``torch.export`` (and so
@@ -12,9 +12,10 @@ Three ways, chosen by ``attend_and_measure`` and equal up to rounding:
 
 ``torch.compile`` sees the first two as one operator, ``tokred::attend``.
 
-Dimension key: B batch, N tokens, H heads, D channels of a head, Q queries of a chunk, G heads of a chunk.
+Dimension key: B batch, N tokens, H heads, D channels of a head, S samples, Q queries and G heads (of all samples) of a chunk.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ _CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 # Measured on UMT-B's 2352 tokens and ViT-B's 197 (``benchmarks/attention.py``): from 250 to 600 queries products are as fast
 # as they get; far beyond 4 MiB a buffer leaves the cache. Up to 8 threads have a head each, or more.
 _IN_PLACE_QUERIES, _IN_PLACE_ELEMENTS, _IN_PLACE_THREADS = 600, 2**20, 8
+_SMALL_ELEMENTS = 2**18  # of a thread's maps where it has several samples: 1 MiB, about a core's own cache
 _MAX_SPREAD = 60.0  # of a bias: exp(-60) = 1e-26, far above the 1e-38 where float32 ends
 # Up to here from 0, exponentials, their sums and products with values (up to 1e9) are floats as they are. No largest of each row
 # is sought and no pass divides, which saves time where a map is too large for the fastest cache.
@@ -211,139 +213,158 @@ def _by_kernel(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy
 
 
 @dataclass(frozen=True)
-class _Sample:
-    """One sample, in float32 or wider: ``mask_N`` is added to the logits; values were multiplied with ``weight_N``; ``plain``:
-    exponentials of its logits need no shift."""
+class _Samples:
+    """Samples whose maps are made together, in float32 or wider: ``mask_SN`` is added to the logits; values were multiplied
+    with ``weight_SN``; ``plain``: exponentials of the logits need no shift."""
 
-    q_HND: Tensor
-    k_HDN: Tensor
-    v_HND: Tensor | None
-    mask_N: Tensor | None
-    weight_N: Tensor | None
-    real_N: Tensor | None
-    ones_N: Tensor
+    q_SHND: Tensor
+    k_SHND: Tensor
+    v_SHND: Tensor | None
+    mask_SN: Tensor | None
+    weight_SN: Tensor | None
+    real_SN: Tensor | None
     plain: bool
 
 
 @torch.no_grad()
 def _in_place(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy, received):
-    """Sample by sample, so that the numbers of one do not depend on its batch."""
+    """A few samples at a time; the numbers of one do not depend on the others."""
     given = (q_BHND, k_BHND, v_BHND, bias_BN, valid_BN)
     found = _shapes(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy, received)
-    _, H, N, _ = q_BHND.shape
-    chunk, heads = _chunk_and_heads(N, H)
-    buffer_GQN = q_BHND.new_empty(heads, chunk, N, dtype=torch.promote_types(q_BHND.dtype, torch.float32))
-    mean_QN = torch.empty_like(buffer_GQN[0])
+    B, H, N, _ = q_BHND.shape
+    together, heads, chunk = _at_once(B, H, N)
+    buffer_SHQN = q_BHND.new_empty(together, heads, chunk, N, dtype=torch.promote_types(q_BHND.dtype, torch.float32))
+    mean_SQN = torch.empty_like(buffer_SHQN[:, 0])
     with torch.autocast("cpu", enabled=False):
-        for b in range(len(q_BHND)):
-            q, k, v, bias, valid = (None if x is None else x[b : b + 1] for x in given)
-            out_NHD, entropy_N, received_N = (x[b] if x.numel() else None for x in found)
-            if not (biased or bias is None or v is None or _is_narrow(bias)):
-                parts = _by_chunks(q, k, v, scale, bias, valid, biased, entropy, received)
-                for ours, part in zip((out_NHD, entropy_N, received_N), parts, strict=True):
-                    if ours is not None:
-                        ours.copy_(part[0])
-                continue
-            sample = _prepare(q, k, v, scale, bias, valid, biased, buffer_GQN.dtype)
+        for some in _slices(B, together):
+            q, k, v, bias, valid = (None if x is None else x[some] for x in given)
+            samples = _prepare(q, k, v, scale, bias, valid, biased, buffer_SHQN.dtype)
+            out_SNHD, entropy_SN, received_SN = (x[some] if x.numel() else None for x in found)
             for rows in _slices(N, chunk):
-                out_QHD = None if out_NHD is None else out_NHD[rows]
-                mean = _mean_map(sample, rows, out_QHD, buffer_GQN, mean_QN)
-                if entropy_N is not None:
-                    entropy_N[rows] = _neg_entropy(mean, buffer_GQN)
-                if received_N is not None:
-                    mean = mean if sample.real_N is None else mean.mul_(sample.real_N[rows, None])
-                    received_N += mean.sum(0)
-            if received_N is not None:
-                received_N /= N if sample.real_N is None else sample.real_N.sum()
+                mean = _mean_map(samples, rows, None if out_SNHD is None else out_SNHD[:, rows], buffer_SHQN, mean_SQN)
+                if entropy_SN is not None:
+                    entropy_SN[:, rows] = _neg_entropy(mean, buffer_SHQN)
+                if received_SN is not None:
+                    mean = mean if samples.real_SN is None else mean.mul_(samples.real_SN[:, rows, None])
+                    received_SN += mean.sum(1)
+            if received_SN is not None:
+                received_SN /= N if samples.real_SN is None else samples.real_SN.sum(1, keepdim=True)
+        for b in [] if biased or bias_BN is None or v_BHND is None else _too_wide(bias_BN):
+            q, k, v, bias, valid = (None if x is None else x[b : b + 1] for x in given)
+            parts = _by_chunks(q, k, v, scale, bias, valid, biased, entropy, received)
+            for ours, part in zip(found, parts, strict=True):
+                if ours.numel():
+                    ours[b] = part[0]
     return found
 
 
-def _chunk_and_heads(num_tokens: int, num_heads: int) -> tuple[int, int]:
-    """Of how many queries and heads the map is made at once: chunks of about the same size, as many heads for each thread."""
+def _at_once(num_samples: int, num_heads: int, num_tokens: int) -> tuple[int, int, int]:
+    """Of how many samples, heads and queries the map is made at once: chunks of about the same size, and for each thread as
+    many heads; where a sample is whole with all its heads, as many samples."""
     threads = min(torch.get_num_threads(), _IN_PLACE_THREADS)
     chunk = -(-num_tokens // -(-num_tokens // _IN_PLACE_QUERIES))
-    return chunk, min(num_heads, threads * max(1, _IN_PLACE_ELEMENTS // (chunk * num_tokens)))
+    heads = min(num_heads, threads * max(1, _IN_PLACE_ELEMENTS // (chunk * num_tokens)))
+    whole = num_heads * num_tokens**2
+    if chunk < num_tokens or whole > _IN_PLACE_ELEMENTS:
+        return 1, heads, chunk
+    return max(1, min(num_samples, threads * max(1, _SMALL_ELEMENTS // whole))), heads, chunk
 
 
-def _is_narrow(bias_BN: Tensor) -> bool:
-    """Whether float32 holds the softmax with this bias and without it as products of each other."""
-    return bool(bias_BN.amax() - bias_BN.amin() < _MAX_SPREAD)
+def _too_wide(bias_BN: Tensor) -> list[int]:
+    """The samples where float32 does not hold the softmax with this bias and without it as products of each other."""
+    is_narrow_B = bias_BN.amax(1) - bias_BN.amin(1) < _MAX_SPREAD
+    return [b for b, is_narrow in enumerate(is_narrow_B.tolist()) if not is_narrow]
 
 
-def _prepare(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, dtype) -> _Sample:
+def _prepare(q_SHND, k_SHND, v_SHND, scale, bias_SN, valid_SN, biased, dtype) -> _Samples:
     """The softmax without bias is p = softmax(q k); with it p w / sum(p w), where w = exp(bias). So p serves both."""
-    weight_N, v_HND = None, None if v_BHND is None else v_BHND[0].to(dtype)
-    if v_HND is not None and bias_BN is not None and not biased:
-        of_real_BN = bias_BN if valid_BN is None else bias_BN.masked_fill(~valid_BN, -torch.inf)
-        weight_N = (bias_BN[0] - of_real_BN.amax()).exp().to(dtype)
-        v_HND = v_HND * weight_N[:, None]
-    added_BN = bias_BN if biased else None
-    mask_BN = key_mask(added_BN, valid_BN)
-    mask_N = None if mask_BN is None else mask_BN[0].to(dtype)
-    real_N = None if valid_BN is None else valid_BN[0].to(dtype)
-    q_HND, k_HND = q_BHND[0].to(dtype) * scale, k_BHND[0].to(dtype)
-    plain = k_HND.shape[1] >= _PLAIN_TOKENS and _are_near(q_HND, k_HND, added_BN)
-    return _Sample(q_HND, k_HND.mT, v_HND, mask_N, weight_N, real_N, k_HND.new_ones(k_HND.shape[1]), plain)
+    weight_SN, v_SHND = None, None if v_SHND is None else v_SHND.to(dtype)
+    if v_SHND is not None and bias_SN is not None and not biased:
+        of_real_SN = bias_SN if valid_SN is None else bias_SN.masked_fill(~valid_SN, -torch.inf)
+        weight_SN = (bias_SN - of_real_SN.amax(1, keepdim=True)).exp().to(dtype)
+        v_SHND = _times(v_SHND, weight_SN[:, None, :, None])
+    added_SN = bias_SN if biased else None
+    mask_SN = key_mask(added_SN, valid_SN)
+    mask_SN = None if mask_SN is None else mask_SN.to(dtype)
+    real_SN = None if valid_SN is None else valid_SN.to(dtype)
+    q_SHND, k_SHND = _times(q_SHND.to(dtype), scale), k_SHND.to(dtype)
+    plain = k_SHND.shape[2] >= _PLAIN_TOKENS and _are_near(q_SHND, k_SHND, added_SN)
+    return _Samples(q_SHND, k_SHND, v_SHND, mask_SN, weight_SN, real_SN, plain)
 
 
-def _are_near(q_HND: Tensor, k_HND: Tensor, added_BN: Tensor | None) -> bool:
+def _times(x: Tensor, factor: Tensor | float) -> Tensor:
+    """Contiguous, whatever the strides of ``x``: samples and heads then count as one dimension without a copy."""
+    return torch.mul(x, factor, out=torch.empty(x.shape, dtype=x.dtype))
+
+
+def _are_near(q_SHND: Tensor, k_SHND: Tensor, added_SN: Tensor | None) -> bool:
     """Whether all logits are so near to 0 that exponentials need no shift: none is larger than the product of the lengths of
     query and key (Cauchy and Schwarz). False where a number is NaN or inf, in padding too."""
-    longest_q_H, longest_k_H = (torch.linalg.vector_norm(x_HND, dim=-1).amax(-1) for x_HND in (q_HND, k_HND))
-    added = 0 if added_BN is None else added_BN.abs().amax()
-    return bool((longest_q_H * longest_k_H).amax() + added < _MAX_LOGIT)
+    longest_q_SH, longest_k_SH = (torch.linalg.vector_norm(x, dim=-1).amax(-1) for x in (q_SHND, k_SHND))
+    added = 0 if added_SN is None else added_SN.abs().amax()
+    return bool((longest_q_SH * longest_k_SH).amax() + added < _MAX_LOGIT)
 
 
-def _mean_map(sample: _Sample, rows: slice, out_QHD: Tensor | None, buffer_GQN: Tensor, mean_QN: Tensor) -> Tensor:
-    """The map of these queries, mean over heads, in ``mean_QN``; their output goes to ``out_QHD``.
+def _mean_map(samples: _Samples, rows: slice, out_SQHD: Tensor | None, buffer_SHQN: Tensor, mean_SQN: Tensor) -> Tensor:
+    """The maps of these queries, mean over heads, in ``mean_SQN``; their output goes to ``out_SQHD``.
 
     Beyond the two products there are up to two multiply-adds for each entry of the map, for sums: 1 / (2 D) of them each.
     """
-    q_HQD = sample.q_HND[:, rows]
-    H, Q, _ = q_HQD.shape
-    mean_QN = mean_QN[:Q].zero_()
-    for heads in _slices(H, len(buffer_GQN)):
-        size = heads.stop - heads.start
-        map_GQN = buffer_GQN.view(-1)[: size * mean_QN.numel()].view(size, *mean_QN.shape)
-        torch.bmm(q_HQD[heads], sample.k_HDN[heads], out=map_GQN)
-        sum_GQ1 = _add_softmax(map_GQN, sample, mean_QN)
-        if out_QHD is not None and sample.v_HND is not None:
-            out_GQD = torch.bmm(map_GQN, sample.v_HND[heads])
-            if sample.weight_N is not None:
-                sum_GQ1 = _sums(map_GQN, sample.weight_N)
+    q_SHQD = samples.q_SHND[:, :, rows]
+    S, H, Q, _ = q_SHQD.shape
+    N = samples.k_SHND.shape[2]
+    mean_SQN = _part(mean_SQN, S, Q, N).zero_()
+    for heads in _slices(H, buffer_SHQN.shape[1]):
+        q_GQD, k_GND = (x[:, heads].flatten(0, 1) for x in (q_SHQD, samples.k_SHND))
+        map_GQN = _part(buffer_SHQN, len(q_GQD), Q, N)
+        torch.bmm(q_GQD, k_GND.mT, out=map_GQN)
+        sum_GQ1 = _add_softmax(map_GQN, samples, mean_SQN)
+        if out_SQHD is not None and samples.v_SHND is not None:
+            out_GQD = torch.bmm(map_GQN, samples.v_SHND[:, heads].flatten(0, 1))
+            if samples.weight_SN is not None:
+                sum_GQ1 = _sums(map_GQN, samples.weight_SN)
             if sum_GQ1 is not None:
                 out_GQD /= sum_GQ1
-            out_QHD[:, heads] = out_GQD.transpose(0, 1)
-    return mean_QN.div_(H)
+            out_SQHD[:, :, heads] = out_GQD.view(S, -1, Q, out_GQD.shape[2]).transpose(1, 2)
+    return mean_SQN.div_(H)
 
 
-def _add_softmax(map_GQN: Tensor, sample: _Sample, mean_QN: Tensor) -> Tensor | None:
-    """Adds the softmax of these logits to ``mean_QN`` and leaves it in their place, still to be divided by what is
+def _add_softmax(map_GQN: Tensor, samples: _Samples, mean_SQN: Tensor) -> Tensor | None:
+    """Adds the softmax of these logits to ``mean_SQN`` and leaves it in their place, still to be divided by what is
     returned (G, Q, 1), if something is."""
-    if sample.mask_N is not None:
-        map_GQN += sample.mask_N
-    if not sample.plain:
+    S, Q, N = mean_SQN.shape
+    maps_of_heads = map_GQN.view(S, -1, Q, N).unbind(1)
+    if samples.mask_SN is not None:
+        map_GQN.view(S, -1, N).add_(samples.mask_SN[:, None])
+    if not samples.plain:
         torch.softmax(map_GQN, -1, out=map_GQN)
-        for map_QN in map_GQN:
-            mean_QN += map_QN
+        for map_SQN in maps_of_heads:
+            mean_SQN += map_SQN
         return None
-    sum_GQ1 = _sums(map_GQN.exp_(), sample.ones_N)
-    for map_QN, share_Q1 in zip(map_GQN, 1 / sum_GQ1, strict=True):
-        mean_QN.addcmul_(map_QN, share_Q1)
+    sum_GQ1 = _sums(map_GQN.exp_(), map_GQN.new_ones(S, N))
+    for map_SQN, share_SQ1 in zip(maps_of_heads, (1 / sum_GQ1).view(S, -1, Q, 1).unbind(1), strict=True):
+        mean_SQN.addcmul_(map_SQN, share_SQ1)
     return sum_GQ1
 
 
-def _sums(map_GQN: Tensor, weight_N: Tensor) -> Tensor:
-    """(G, Q, 1)"""
-    return torch.mv(map_GQN.flatten(0, 1), weight_N).view(*map_GQN.shape[:2], 1)
+def _sums(map_GQN: Tensor, weight_SN: Tensor) -> Tensor:
+    """(G, Q, 1): of each row, weighted as its sample has it. One product for all would add in another order than for one."""
+    map_SRN = map_GQN.view(len(weight_SN), -1, map_GQN.shape[2])
+    sums = [torch.mv(map_RN, weight_N) for map_RN, weight_N in zip(map_SRN, weight_SN, strict=True)]
+    return torch.stack(sums).view(*map_GQN.shape[:2], 1)
 
 
-def _neg_entropy(mean_QN: Tensor, spare: Tensor) -> Tensor:
+def _neg_entropy(mean_SQN: Tensor, spare: Tensor) -> Tensor:
     """``spare`` is written over."""
-    terms_QN = spare.view(-1)[: mean_QN.numel()].view_as(mean_QN)
+    terms_SQN = _part(spare, *mean_SQN.shape)
     # the least float32 in place of 0 makes 0 log 0 = 0, in a third of xlogy's time
-    torch.clamp_min(mean_QN, torch.finfo(torch.float32).tiny, out=terms_QN)
-    return terms_QN.log_().mul_(mean_QN).sum(-1)
+    torch.clamp_min(mean_SQN, torch.finfo(torch.float32).tiny, out=terms_SQN)
+    return terms_SQN.log_().mul_(mean_SQN).sum(-1)
+
+
+def _part(buffer: Tensor, *shape: int) -> Tensor:
+    """The first numbers of ``buffer``, in this shape."""
+    return buffer.view(-1)[: math.prod(shape)].view(shape)
 
 
 def _slices(size: int, step: int) -> list[slice]:
