@@ -160,20 +160,21 @@ def test_padding_without_numbers_is_left_to_the_softmax(filler, monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("num", [N, 197, 60])
-def test_the_numbers_of_a_sample_do_not_depend_on_its_batch(num, padded, threads, monkeypatch):
-    """Of small samples several are made together; the third's bias is too wide for that."""
+@pytest.mark.parametrize(("num", "heads"), [(N, H), (197, H), (60, H), (197, 3), (61, 1)])
+def test_what_is_in_a_sample_does_not_reach_its_batch(num, heads, padded, threads, monkeypatch):
+    """Of small samples several are made together. The third's bias is too wide for that, the fourth's far below the others', and
+    the fifth has no numbers."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     q, k, v, bias_BN, valid_BN = (torch.cat([x, x.flip(0), x[:1]]) for x in drawn(num=num))
-    bias_BN[2, 3] = -100
-    valid_BN = valid_BN if padded else None
-
-    def of(some):
-        valid_SN = None if valid_BN is None else valid_BN[some]
-        return ours(q[some], k[some], v[some], bias_BN[some], valid_SN, biased=False)
-
-    alone = [of(slice(b, b + 1)) for b in range(5)]
-    assert all(a.equal(torch.cat(b)) for a, b in zip(of(slice(5)), zip(*alone, strict=True), strict=True))
+    q, k, v = (x[:, :heads] for x in (q, k, v))
+    bias_BN[2, 3], q[4, :, 5], v[4, :, 7] = -100, torch.inf, torch.nan
+    bias_BN[3] -= 200
+    given = (q, k, v, bias_BN, valid_BN if padded else None)
+    together = ours(*given, biased=False)
+    for b in range(4):
+        alone = ours(*(None if x is None else x[b : b + 1] for x in given), biased=False)
+        assert all(error(a[b], one[0].double()) < 1e-6 for a, one in zip(together, alone, strict=True))
+    assert not together[0][4].isfinite().any()
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -239,23 +240,40 @@ def test_no_more_than_one_head_of_one_chunk_is_held(with_bias, exponentials, mon
 
 
 @pytest.mark.parametrize(
-    ("threads", "num_tokens", "samples", "heads", "chunk"),
+    ("threads", "num_samples", "num_heads", "num_tokens", "at_once"),
     [
-        (1, 2352, 1, 1, 588),
-        (2, 2352, 1, 2, 588),
-        (64, 2352, 1, 8, 588),
-        (1, 785, 1, 3, 393),
-        (2, 600, 1, 4, 600),
-        (1, 197, 1, 12, 197),
-        (2, 197, 2, 12, 197),
-        (1, 50, 8, 12, 50),
-        (2, 50, 16, 12, 50),
-        (64, 50, 20, 12, 50),
+        (1, 20, 12, 2352, (1, 1, 588)),
+        (2, 20, 12, 2352, (1, 2, 588)),
+        (64, 20, 12, 2352, (1, 8, 588)),
+        (1, 20, 12, 785, (1, 3, 393)),
+        (2, 20, 12, 600, (1, 4, 600)),
+        (2, 20, 1, 1024, (1, 1, 512)),
+        (1, 20, 12, 197, (1, 12, 197)),
+        (2, 20, 12, 197, (2, 12, 197)),
+        (1, 20, 12, 50, (8, 12, 50)),
+        (2, 20, 12, 50, (16, 12, 50)),
+        (64, 20, 12, 50, (20, 12, 50)),
+        (2, 0, 12, 50, (1, 12, 50)),
     ],
 )
-def test_each_thread_has_its_share(threads, num_tokens, samples, heads, chunk, monkeypatch):
+def test_each_thread_has_its_share(threads, num_samples, num_heads, num_tokens, at_once, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert attention_map._at_once(20, 12, num_tokens) == (samples, heads, chunk)
+    assert attention_map._at_once(num_samples, num_heads, num_tokens) == at_once
+
+
+def test_biases_too_wide_are_left_to_chunks_at_once():
+    q, k, v, bias_BN, _ = drawn(num=60)
+    bias_BN[:, 0] = -100
+    with _Seen() as seen:
+        ours(q, k, v, bias_BN, biased=False)
+    assert not any("mv" in name for name in seen.names)  # sums of the other way
+
+
+def test_another_default_device_changes_nothing():
+    q, k, v, bias_BN, _ = drawn(num=60)
+    with torch.device("meta"):
+        found = ours(q, k, v, bias_BN, biased=False)
+    assert all(a.equal(b) for a, b in zip(found, ours(q, k, v, bias_BN, biased=False), strict=True))
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -28,9 +28,10 @@ SUMS = ("row_entropy", "received")  # what needs no more of the map than sums
 # Of the logits of ``in_chunks``: on a CPU 16 MiB in float32, about the size of its last-level cache; a GPU wants more at once.
 _CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 # Measured on UMT-B's 2352 tokens and ViT-B's 197 (``benchmarks/attention.py``): from 250 to 600 queries products are as fast
-# as they get; far beyond 4 MiB a buffer leaves the cache. Up to 8 threads have a head each, or more.
+# as they get; far beyond 4 MiB a buffer leaves the cache. Up to 8 threads have a head each, or more, or samples of their own.
 _IN_PLACE_QUERIES, _IN_PLACE_ELEMENTS, _IN_PLACE_THREADS = 600, 2**20, 8
-_SMALL_ELEMENTS = 2**18  # of a thread's maps where it has several samples: 1 MiB, about a core's own cache
+# Measured on 8 samples of 22 to 256 tokens: a thread is fastest with samples whose maps together are 1 MiB, about its own cache
+_SMALL_ELEMENTS = 2**18
 _MAX_SPREAD = 60.0  # of a bias: exp(-60) = 1e-26, far above the 1e-38 where float32 ends
 # Up to here from 0, exponentials, their sums and products with values (up to 1e9) are floats as they are. No largest of each row
 # is sought and no pass divides, which saves time where a map is too large for the fastest cache.
@@ -215,7 +216,7 @@ def _by_kernel(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy
 @dataclass(frozen=True)
 class _Samples:
     """Samples whose maps are made together, in float32 or wider: ``mask_SN`` is added to the logits; values were multiplied
-    with ``weight_SN``; ``plain``: exponentials of the logits need no shift."""
+    with ``weight_SN``; ``plain``: exponentials of the logits need no shift (asked of one sample; smaller maps are shifted)."""
 
     q_SHND: Tensor
     k_SHND: Tensor
@@ -228,15 +229,18 @@ class _Samples:
 
 @torch.no_grad()
 def _in_place(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy, received):
-    """A few samples at a time; the numbers of one do not depend on the others."""
+    """A few samples at a time; what is in one does not reach the others, though MKL may round it otherwise beside others."""
     given = (q_BHND, k_BHND, v_BHND, bias_BN, valid_BN)
     found = _shapes(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy, received)
     B, H, N, _ = q_BHND.shape
     together, heads, chunk = _at_once(B, H, N)
     buffer_SHQN = q_BHND.new_empty(together, heads, chunk, N, dtype=torch.promote_types(q_BHND.dtype, torch.float32))
     mean_SQN = torch.empty_like(buffer_SHQN[:, 0])
+    too_wide = set() if biased or bias_BN is None or v_BHND is None else _too_wide(bias_BN)
     with torch.autocast("cpu", enabled=False):
         for some in _slices(B, together):
+            if too_wide.issuperset(range(some.start, some.stop)):
+                continue
             q, k, v, bias, valid = (None if x is None else x[some] for x in given)
             samples = _prepare(q, k, v, scale, bias, valid, biased, buffer_SHQN.dtype)
             out_SNHD, entropy_SN, received_SN = (x[some] if x.numel() else None for x in found)
@@ -249,7 +253,7 @@ def _in_place(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy,
                     received_SN += mean.sum(1)
             if received_SN is not None:
                 received_SN /= N if samples.real_SN is None else samples.real_SN.sum(1, keepdim=True)
-        for b in [] if biased or bias_BN is None or v_BHND is None else _too_wide(bias_BN):
+        for b in too_wide:  # what stands there from samples beside it is written over
             q, k, v, bias, valid = (None if x is None else x[b : b + 1] for x in given)
             parts = _by_chunks(q, k, v, scale, bias, valid, biased, entropy, received)
             for ours, part in zip(found, parts, strict=True):
@@ -259,21 +263,22 @@ def _in_place(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy,
 
 
 def _at_once(num_samples: int, num_heads: int, num_tokens: int) -> tuple[int, int, int]:
-    """Of how many samples, heads and queries the map is made at once: chunks of about the same size, and for each thread as
-    many heads; where a sample is whole with all its heads, as many samples."""
+    """Of how many samples, heads and queries the map is made at once: chunks of about the same size, and as many heads for
+    each thread; where the whole map of a sample fits, as many samples for each thread."""
     threads = min(torch.get_num_threads(), _IN_PLACE_THREADS)
     chunk = -(-num_tokens // -(-num_tokens // _IN_PLACE_QUERIES))
     heads = min(num_heads, threads * max(1, _IN_PLACE_ELEMENTS // (chunk * num_tokens)))
-    whole = num_heads * num_tokens**2
-    if chunk < num_tokens or whole > _IN_PLACE_ELEMENTS:
+    num_elements = num_heads * num_tokens**2
+    if chunk < num_tokens or num_elements > _IN_PLACE_ELEMENTS:
         return 1, heads, chunk
-    return max(1, min(num_samples, threads * max(1, _SMALL_ELEMENTS // whole))), heads, chunk
+    return max(1, min(num_samples, threads * max(1, _SMALL_ELEMENTS // num_elements))), heads, chunk
 
 
-def _too_wide(bias_BN: Tensor) -> list[int]:
-    """The samples where float32 does not hold the softmax with this bias and without it as products of each other."""
+def _too_wide(bias_BN: Tensor) -> set[int]:
+    """The samples where float32 does not hold the softmax with this bias and without it as products of each other, and those
+    whose bias is not finite."""
     is_narrow_B = bias_BN.amax(1) - bias_BN.amin(1) < _MAX_SPREAD
-    return [b for b, is_narrow in enumerate(is_narrow_B.tolist()) if not is_narrow]
+    return {b for b, is_narrow in enumerate(is_narrow_B.tolist()) if not is_narrow}
 
 
 def _prepare(q_SHND, k_SHND, v_SHND, scale, bias_SN, valid_SN, biased, dtype) -> _Samples:
@@ -288,13 +293,14 @@ def _prepare(q_SHND, k_SHND, v_SHND, scale, bias_SN, valid_SN, biased, dtype) ->
     mask_SN = None if mask_SN is None else mask_SN.to(dtype)
     real_SN = None if valid_SN is None else valid_SN.to(dtype)
     q_SHND, k_SHND = _times(q_SHND.to(dtype), scale), k_SHND.to(dtype)
+    # so large a map is cut into chunks, and chunks are of one sample: no other has a say in how it is made
     plain = k_SHND.shape[2] >= _PLAIN_TOKENS and _are_near(q_SHND, k_SHND, added_SN)
     return _Samples(q_SHND, k_SHND, v_SHND, mask_SN, weight_SN, real_SN, plain)
 
 
 def _times(x: Tensor, factor: Tensor | float) -> Tensor:
-    """Contiguous, whatever the strides of ``x``: samples and heads then count as one dimension without a copy."""
-    return torch.mul(x, factor, out=torch.empty(x.shape, dtype=x.dtype))
+    """Contiguous, whatever the strides of ``x``: samples and heads then are one dimension without another copy."""
+    return torch.mul(x, factor, out=x.new_empty(x.shape))
 
 
 def _are_near(q_SHND: Tensor, k_SHND: Tensor, added_SN: Tensor | None) -> bool:
@@ -348,7 +354,7 @@ def _add_softmax(map_GQN: Tensor, samples: _Samples, mean_SQN: Tensor) -> Tensor
 
 
 def _sums(map_GQN: Tensor, weight_SN: Tensor) -> Tensor:
-    """(G, Q, 1): of each row, weighted as its sample has it. One product for all would add in another order than for one."""
+    """(G, Q, 1): of each row, weighted as its sample has it. A product for each sample is faster than a batch of them."""
     map_SRN = map_GQN.view(len(weight_SN), -1, map_GQN.shape[2])
     sums = [torch.mv(map_RN, weight_N) for map_RN, weight_N in zip(map_SRN, weight_SN, strict=True)]
     return torch.stack(sums).view(*map_GQN.shape[:2], 1)
