@@ -30,7 +30,8 @@ _CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 # Measured on UMT-B's 2352 tokens and ViT-B's 197 (``benchmarks/attention.py``): from 250 to 600 queries products are as fast
 # as they get; far beyond 4 MiB a buffer leaves the cache. Up to 8 threads have a head each, or more, or samples of their own.
 _IN_PLACE_QUERIES, _IN_PLACE_ELEMENTS, _IN_PLACE_THREADS = 600, 2**20, 8
-# Measured on 8 samples of 22 to 256 tokens: a thread is fastest with samples whose maps together are 1 MiB, about its own cache
+# Of the maps of a thread that has several samples: 1 MiB, about a core's own cache. Of powers of 2 around it this was the
+# fastest, or near to it, on 8 to 32 samples of 22 to 256 tokens and 1 or 2 threads.
 _SMALL_ELEMENTS = 2**18
 _MAX_SPREAD = 60.0  # of a bias: exp(-60) = 1e-26, far above the 1e-38 where float32 ends
 # Up to here from 0, exponentials, their sums and products with values (up to 1e9) are floats as they are. No largest of each row
@@ -216,7 +217,7 @@ def _by_kernel(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy
 @dataclass(frozen=True)
 class _Samples:
     """Samples whose maps are made together, in float32 or wider: ``mask_SN`` is added to the logits; values were multiplied
-    with ``weight_SN``; ``plain``: exponentials of the logits need no shift (asked of one sample; smaller maps are shifted)."""
+    with ``weight_SN``; ``plain``: exponentials of the logits need no shift (only where there is one sample)."""
 
     q_SHND: Tensor
     k_SHND: Tensor
