@@ -207,8 +207,7 @@ def distances(x_BNC: Tensor) -> Tensor:
     """
     x_BNC = x_BNC.float()
     x_BNC = x_BNC - x_BNC.mean(1, keepdim=True)
-    with torch.autocast("cpu" if x_BNC.device.type == "meta" else x_BNC.device.type, enabled=False):
-        product_BNN = x_BNC @ x_BNC.mT
+    product_BNN = _products(x_BNC, x_BNC)
     square_BN = x_BNC.square().sum(-1)
     distance_BNN = (square_BN[:, :, None] + square_BN[:, None] - 2 * product_BNN).clamp_min(0).sqrt()
     return distance_BNN.masked_fill(torch.eye(x_BNC.shape[1], dtype=torch.bool, device=x_BNC.device), 0)
@@ -251,12 +250,16 @@ def groups_behind_prefix(group_BN: Tensor, prefix: int) -> Tensor:
 
 def even_to_odd(metric_BNC: Tensor) -> Tensor:
     """(B, A, D): the cosine similarity of each token of even place to each of odd place; float32 also under autocast."""
-    return cosines(metric_BNC[:, ::2], metric_BNC[:, 1::2])
+    direction_BNC = F.normalize(metric_BNC.float(), dim=-1)
+    return _products(direction_BNC[:, ::2], direction_BNC[:, 1::2])
 
 
 def cosines(a_BAC: Tensor, b_BDC: Tensor) -> Tensor:
     """(B, A, D): the cosine similarity of each of A tokens to each of D; float32 also under autocast."""
-    a_BAC, b_BDC = F.normalize(a_BAC.float(), dim=-1), F.normalize(b_BDC.float(), dim=-1)
+    return _products(F.normalize(a_BAC.float(), dim=-1), F.normalize(b_BDC.float(), dim=-1))
+
+
+def _products(a_BAC: Tensor, b_BDC: Tensor) -> Tensor:
     with torch.autocast("cpu" if a_BAC.device.type == "meta" else a_BAC.device.type, enabled=False):
         return a_BAC @ b_BDC.mT
 
