@@ -2,7 +2,7 @@
 
 Three ways, chosen by ``attend_and_measure`` and equal up to rounding:
 
-- CPU: ``_in_place``, a chunk of queries of a few heads at a time, or a few small samples, in one buffer that stays in the
+- CPU: ``_in_place``, a chunk of queries of a head at a time, or a few small samples, in one buffer that stays in the
   cache. No product is made twice, and the log-size bias costs no second softmax.
 - CUDA: the kernels of ``tokred.kernels``, where triton is installed, for heads of up to 128 channels in float16, bfloat16 or
   float32, on NVIDIA GPUs from Ampere on.
@@ -28,7 +28,7 @@ SUMS = ("row_entropy", "received")  # what needs no more of the map than sums
 # Of the logits of ``in_chunks``: on a CPU 16 MiB in float32, about the size of its last-level cache; a GPU wants more at once.
 _CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 # Measured on UMT-B's 2352 tokens and ViT-B's 197 (``benchmarks/attention.py``): from 250 to 600 queries products are as fast
-# as they get; far beyond 4 MiB a buffer leaves the cache. Up to 8 threads have a head each, or more, or samples of their own.
+# as they get. Up to 8 threads have 400 queries each, or samples of their own. Maps of less than 4 MiB are made whole.
 _IN_PLACE_QUERIES, _IN_PLACE_ELEMENTS, _IN_PLACE_THREADS = 600, 2**20, 8
 # Of the maps of a thread that has several samples: 1 MiB, about a core's own cache. Of powers of 2 around it this was the
 # fastest, or near to it, on 8 to 32 samples of 22 to 256 tokens and 1 or 2 threads.
@@ -218,9 +218,9 @@ def _by_kernel(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy
 
 @dataclass(frozen=True)
 class _Samples:
-    """Samples whose maps are made together, in float32 or wider: ``mask_SN`` is added to the logits; values were multiplied
-    with ``weight_SN``; ``plain``: exponentials of the logits need no shift (only where there is one sample), and by scale and
-    mask they are powers of 2."""
+    """Samples whose maps are made together, in float32 or wider: ``mask_SN`` is added to the logits; the output's map is
+    weighted with ``weight_SN``; ``plain``: exponentials of the logits need no shift (only where there is one sample), and by
+    scale and mask they are powers of 2."""
 
     q_SHND: Tensor
     k_SHND: Tensor
@@ -268,15 +268,22 @@ def _in_place(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy,
 
 
 def _at_once(num_samples: int, num_heads: int, num_tokens: int) -> tuple[int, int, int]:
-    """Of how many samples, heads and queries the map is made at once: chunks of about the same size, and as many heads for
-    each thread; where the whole map of a sample fits, as many samples for each thread."""
-    threads = min(torch.get_num_threads(), _IN_PLACE_THREADS)
-    chunk = -(-num_tokens // -(-num_tokens // _IN_PLACE_QUERIES))
-    heads = min(num_heads, threads * max(1, _IN_PLACE_ELEMENTS // (chunk * num_tokens)))
+    """Of how many samples, heads and queries the map is made at once: where the whole map of a sample fits, as many samples for
+    each thread; else one head's chunks of about the same size, which the threads divide among them."""
+    threads = _num_threads()
     num_elements = num_heads * num_tokens**2
-    if chunk < num_tokens or num_elements > _IN_PLACE_ELEMENTS:
-        return 1, heads, chunk
-    return max(1, min(num_samples, threads * max(1, _SMALL_ELEMENTS // num_elements))), heads, chunk
+    if num_tokens <= _IN_PLACE_QUERIES and num_elements <= _IN_PLACE_ELEMENTS:
+        together = min(num_samples, threads * max(1, _SMALL_ELEMENTS // num_elements))
+        return max(1, together), num_heads, num_tokens
+    chunks = -(-num_tokens // max(_IN_PLACE_QUERIES, threads * _IN_PLACE_QUERIES * 2 // 3))
+    # each a multiple of the threads; where these do not divide the tokens, but for a few that are left
+    share = num_tokens / (threads * chunks)
+    chunk = threads * (math.floor(share) if num_tokens % threads else math.ceil(share))
+    return 1, 1, min(num_tokens, max(threads, chunk))
+
+
+def _num_threads() -> int:
+    return min(torch.get_num_threads(), _IN_PLACE_THREADS)
 
 
 def _too_wide(bias_BN: Tensor) -> set[int]:
@@ -292,7 +299,6 @@ def _prepare(q_SHND, k_SHND, v_SHND, scale, bias_SN, valid_SN, biased, dtype) ->
     if v_SHND is not None and bias_SN is not None and not biased:
         of_real_SN = bias_SN if valid_SN is None else bias_SN.masked_fill(~valid_SN, -torch.inf)
         weight_SN = (bias_SN - of_real_SN.amax(1, keepdim=True)).exp().to(dtype)
-        v_SHND = _times(v_SHND, weight_SN[:, None, :, None])
     added_SN = bias_SN if biased else None
     mask_SN = key_mask(added_SN, valid_SN)
     mask_SN = None if mask_SN is None else mask_SN.to(dtype)
@@ -303,11 +309,6 @@ def _prepare(q_SHND, k_SHND, v_SHND, scale, bias_SN, valid_SN, biased, dtype) ->
     if plain:
         scale, mask_SN = scale * _LOG2_E, None if mask_SN is None else mask_SN * _LOG2_E
     return _Samples(q_SHND, k_SHND, v_SHND, scale, mask_SN, weight_SN, real_SN, plain)
-
-
-def _times(x: Tensor, factor: Tensor) -> Tensor:
-    """Contiguous, whatever the strides of ``x``: samples and heads then are one dimension without another copy."""
-    return torch.mul(x, factor, out=x.new_empty(x.shape))
 
 
 def _are_near(q_SHND: Tensor, k_SHND: Tensor, scale: float, added_SN: Tensor | None) -> bool:
@@ -324,18 +325,25 @@ def _mean_map(samples: _Samples, rows: slice, out_SQHD: Tensor | None, buffer_SH
     Beyond the two products there are up to two multiply-adds for each entry of the map, for sums: 1 / (2 D) of them each.
     """
     q_SHQD = samples.q_SHND[:, :, rows]
-    S, H, Q, _ = q_SHQD.shape
+    S, H, Q, D = q_SHQD.shape
     N = samples.k_SHND.shape[2]
     mean_SQN = _part(mean_SQN, S, Q, N).zero_()
     for heads in _slices(H, buffer_SHQN.shape[1]):
         q_GQD, k_GND = (x[:, heads].flatten(0, 1) for x in (q_SHQD, samples.k_SHND))
-        map_GQN = _part(buffer_SHQN, len(q_GQD), Q, N)
+        v_GND = None if samples.v_SHND is None else samples.v_SHND[:, heads].flatten(0, 1)
+        # Each thread has queries of its own, in all that follows: what it wrote it reads again from its own cache.
+        if len(q_GQD) == 1 and Q % _num_threads() == 0:
+            q_GQD = q_GQD.view(_num_threads(), -1, D)
+            k_GND = k_GND.expand(len(q_GQD), -1, -1)
+            v_GND = None if v_GND is None else v_GND.expand(len(q_GQD), -1, -1)
+        map_GQN = _part(buffer_SHQN, *q_GQD.shape[:2], N)
         map_GQN.baddbmm_(q_GQD, k_GND.mT, beta=0, alpha=samples.scale)
         sum_GQ1 = _add_softmax(map_GQN, samples, mean_SQN)
-        if out_SQHD is not None and samples.v_SHND is not None:
-            out_GQD = torch.bmm(map_GQN, samples.v_SHND[:, heads].flatten(0, 1))
+        if out_SQHD is not None and v_GND is not None:
             if samples.weight_SN is not None:
-                sum_GQ1 = _sums(map_GQN, samples.weight_SN)
+                map_GQN.view(S, -1, N).mul_(samples.weight_SN[:, None])
+                sum_GQ1 = map_GQN.sum(-1, keepdim=True)
+            out_GQD = torch.bmm(map_GQN, v_GND)
             if sum_GQ1 is not None:
                 out_GQD /= sum_GQ1
             out_SQHD[:, :, heads] = out_GQD.view(S, -1, Q, out_GQD.shape[2]).transpose(1, 2)
@@ -344,7 +352,7 @@ def _mean_map(samples: _Samples, rows: slice, out_SQHD: Tensor | None, buffer_SH
 
 def _add_softmax(map_GQN: Tensor, samples: _Samples, mean_SQN: Tensor) -> Tensor | None:
     """Adds the softmax of these logits to ``mean_SQN`` and leaves it in their place, still to be divided by what is
-    returned (G, Q, 1), if something is."""
+    returned (the sum of each row), if something is."""
     S, Q, N = mean_SQN.shape
     maps_of_heads = map_GQN.view(S, -1, Q, N).unbind(1)
     if samples.mask_SN is not None:
@@ -354,17 +362,10 @@ def _add_softmax(map_GQN: Tensor, samples: _Samples, mean_SQN: Tensor) -> Tensor
         for map_SQN in maps_of_heads:
             mean_SQN += map_SQN
         return None
-    sum_GQ1 = _sums(map_GQN.exp2_(), map_GQN.new_ones(S, N))
+    sum_GQ1 = map_GQN.exp2_().sum(-1, keepdim=True)
     for map_SQN, share_SQ1 in zip(maps_of_heads, (1 / sum_GQ1).view(S, -1, Q, 1).unbind(1), strict=True):
         mean_SQN.addcmul_(map_SQN, share_SQ1)
     return sum_GQ1
-
-
-def _sums(map_GQN: Tensor, weight_SN: Tensor) -> Tensor:
-    """(G, Q, 1): of each row, weighted as its sample has it. A product for each sample is faster than a batch of them."""
-    map_SRN = map_GQN.view(len(weight_SN), -1, map_GQN.shape[2])
-    sums = [torch.mv(map_RN, weight_N) for map_RN, weight_N in zip(map_SRN, weight_SN, strict=True)]
-    return torch.stack(sums).view(*map_GQN.shape[:2], 1)
 
 
 def _neg_entropy(mean_SQN: Tensor, spare: Tensor) -> Tensor:
