@@ -43,14 +43,6 @@ def test_sizes_weigh_the_next_merge():
     assert second.size_BN.tolist() == [[3, 1]]
 
 
-def test_a_token_that_stays_alone_keeps_its_features_to_the_bit():
-    x_BNC, size_BN = torch.randn(3, 50, 8), 3 * torch.rand(3, 50)
-    group_BN = torch.randint(25, (3, 50)).clamp_min(5)
-    group_BN[:, :5] = torch.arange(5)
-    after = Tokens(x_BNC, size_BN=size_BN).reduce(Assignment(group_BN, 25))
-    assert torch.equal(after.x_BNC[:, :5], x_BNC[:, :5])
-
-
 def test_a_group_whose_members_have_no_weight_is_zeros_and_not_nan():
     after = Tokens(X_14C).reduce(Assignment(group(0, 0, 1, 1), 2, weight_BN=torch.tensor([[0.0, 0, 1, 1]])))
     assert rows(after.x_BNC) == [[0, 0], [2.5, 3.5]]

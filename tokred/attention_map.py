@@ -2,8 +2,8 @@
 
 Three ways, chosen by ``attend_and_measure`` and equal up to rounding:
 
-- CPU: ``_in_place``, a chunk of queries of a head at a time, or a few small samples, in one buffer that stays in the
-  cache. No product is made twice, and the log-size bias costs no second softmax.
+- CPU: ``_in_place``, a chunk of queries of a head at a time, or a few small samples, in one buffer of a few MiB a thread.
+  No product is made twice, and the log-size bias costs no second softmax.
 - CUDA: the kernels of ``tokred.kernels``, where triton is installed, for heads of up to 128 channels in float16, bfloat16 or
   float32, on NVIDIA GPUs from Ampere on.
 - ``in_chunks`` for all else: where a gradient is wanted, the map itself or its mean over heads, in ``torch.export`` (and so
@@ -28,7 +28,7 @@ SUMS = ("row_entropy", "received")  # what needs no more of the map than sums
 # Of the logits of ``in_chunks``: on a CPU 16 MiB in float32, about the size of its last-level cache; a GPU wants more at once.
 _CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 # Measured on UMT-B's 2352 tokens and ViT-B's 197 (``benchmarks/attention.py``): from 250 to 600 queries products are as fast
-# as they get. Up to 8 threads have 400 queries each, or samples of their own. Maps of less than 4 MiB are made whole.
+# as they get. Up to 8 threads have 400 queries each, or samples of their own; those whose map, of all heads, fits into 4 MiB.
 _IN_PLACE_QUERIES, _IN_PLACE_ELEMENTS, _IN_PLACE_THREADS = 600, 2**20, 8
 # Of the maps of a thread that has several samples: 1 MiB, about a core's own cache. Of powers of 2 around it this was the
 # fastest, or near to it, on 8 to 32 samples of 22 to 256 tokens and 1 or 2 threads.
@@ -268,15 +268,15 @@ def _in_place(q_BHND, k_BHND, v_BHND, scale, bias_BN, valid_BN, biased, entropy,
 
 
 def _at_once(num_samples: int, num_heads: int, num_tokens: int) -> tuple[int, int, int]:
-    """Of how many samples, heads and queries the map is made at once: where the whole map of a sample fits, as many samples for
-    each thread; else one head's chunks of about the same size, which the threads divide among them."""
+    """Of how many samples, heads and queries the map is made at once: where the whole map of a sample is small, as many samples
+    for each thread; else one head's chunks of about the same size, which the threads divide among them."""
     threads = _num_threads()
     num_elements = num_heads * num_tokens**2
     if num_tokens <= _IN_PLACE_QUERIES and num_elements <= _IN_PLACE_ELEMENTS:
         together = min(num_samples, threads * max(1, _SMALL_ELEMENTS // num_elements))
         return max(1, together), num_heads, num_tokens
     chunks = -(-num_tokens // max(_IN_PLACE_QUERIES, threads * _IN_PLACE_QUERIES * 2 // 3))
-    # each a multiple of the threads; where these do not divide the tokens, but for a few that are left
+    # each a multiple of the threads; where these do not divide the tokens, a short one is left at the end
     share = num_tokens / (threads * chunks)
     chunk = threads * (math.floor(share) if num_tokens % threads else math.ceil(share))
     return 1, 1, min(num_tokens, max(threads, chunk))
@@ -322,7 +322,7 @@ def _are_near(q_SHND: Tensor, k_SHND: Tensor, scale: float, added_SN: Tensor | N
 def _mean_map(samples: _Samples, rows: slice, out_SQHD: Tensor | None, buffer_SHQN: Tensor, mean_SQN: Tensor) -> Tensor:
     """The maps of these queries, mean over heads, in ``mean_SQN``; their output goes to ``out_SQHD``.
 
-    Beyond the two products there are up to two multiply-adds for each entry of the map, for sums: 1 / (2 D) of them each.
+    Beyond the two products each entry of the map is added up to three times and multiplied up to twice: little beside 2 D.
     """
     q_SHQD = samples.q_SHND[:, :, rows]
     S, H, Q, D = q_SHQD.shape
@@ -331,11 +331,11 @@ def _mean_map(samples: _Samples, rows: slice, out_SQHD: Tensor | None, buffer_SH
     for heads in _slices(H, buffer_SHQN.shape[1]):
         q_GQD, k_GND = (x[:, heads].flatten(0, 1) for x in (q_SHQD, samples.k_SHND))
         v_GND = None if samples.v_SHND is None else samples.v_SHND[:, heads].flatten(0, 1)
-        # Each thread has queries of its own, in all that follows: what it wrote it reads again from its own cache.
-        if len(q_GQD) == 1 and Q % _num_threads() == 0:
-            q_GQD = q_GQD.view(_num_threads(), -1, D)
-            k_GND = k_GND.expand(len(q_GQD), -1, -1)
-            v_GND = None if v_GND is None else v_GND.expand(len(q_GQD), -1, -1)
+        threads = _num_threads()
+        if len(q_GQD) == 1 and Q % threads == 0:
+            # each thread has queries of its own, in all that follows: what it wrote it reads again from its own cache
+            q_GQD, k_GND = q_GQD.view(threads, Q // threads, D), k_GND.expand(threads, -1, -1)
+            v_GND = None if v_GND is None else v_GND.expand(threads, -1, -1)
         map_GQN = _part(buffer_SHQN, *q_GQD.shape[:2], N)
         map_GQN.baddbmm_(q_GQD, k_GND.mT, beta=0, alpha=samples.scale)
         sum_GQ1 = _add_softmax(map_GQN, samples, mean_SQN)

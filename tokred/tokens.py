@@ -72,7 +72,7 @@ class Assignment:
         assert self.group_BN is not None
         weight_BN = (size_BN if self.weight_BN is None else self.weight_BN).to(map_BHNN.dtype)
         total_BK = sum_rows(weight_BN[..., None], self.group_BN, self.num_groups).squeeze(-1)
-        share_BN = _shares(weight_BN, total_BK, self.group_BN)
+        share_BN = weight_BN / gather_rows(total_BK[..., None], self.group_BN.clamp_min(0)).squeeze(-1)
         B, H, N, _ = map_BHNN.shape
         group_BHN = self.group_BN[:, None].expand(B, H, N).flatten(0, 1)
         columns = sum_rows(map_BHNN.flatten(0, 1).mT, group_BHN, self.num_groups)  # (B H, K, N)
@@ -265,22 +265,17 @@ def _merged(
 
         if x_BNC.dtype in DTYPES:
             return merged_rows(x_BNC, group_BN, weight_BN, mass_BN, num_groups, normalize=normalize)
-    total_BK, size_BK = sum_rows(torch.stack([weight_BN, mass_BN], -1), group_BN, num_groups).unbind(-1)
-    if normalize:
-        weight_BN = _shares(weight_BN, total_BK, group_BN)
     wide = torch.promote_types(x_BNC.dtype, torch.float32)  # sums of hundreds of tokens overflow float16
     x_BKC = sum_rows(x_BNC * weight_BN[..., None].to(wide), group_BN, num_groups)
+    total_BK, size_BK = sum_rows(torch.stack([weight_BN, mass_BN], -1), group_BN, num_groups).unbind(-1)
+    if normalize:
+        total_BK1 = total_BK[..., None]
+        x_BKC = x_BKC / total_BK1.masked_fill(total_BK1 == 0, 1).to(wide)  # padding has no members
     return x_BKC.to(x_BNC.dtype), size_BK
 
 
 def _wants_gradient(*values: Tensor) -> bool:
     return torch.is_grad_enabled() and any(value.requires_grad for value in values)
-
-
-def _shares(weight_BN: Tensor, total_BK: Tensor, group_BN: Tensor) -> Tensor:
-    """(B, N): each token's weight as a share of its group's total: 1 where it is alone. Where the total is 0, the weight."""
-    total_BN = total_BK.gather(1, group_BN.clamp_min(0))
-    return weight_BN / total_BN.masked_fill(total_BN == 0, 1)
 
 
 def _heaviest(place_BN: Tensor, size_BN: Tensor, group_BN: Tensor, num_groups: int) -> Tensor:
