@@ -337,7 +337,8 @@ def _mean_map(samples: _Samples, rows: slice, out_SQHD: Tensor | None, buffer_SH
             q_GQD, k_GND = q_GQD.view(threads, Q // threads, D), k_GND.expand(threads, -1, -1)
             v_GND = None if v_GND is None else v_GND.expand(threads, -1, -1)
         map_GQN = _part(buffer_SHQN, *q_GQD.shape[:2], N)
-        map_GQN.baddbmm_(q_GQD, k_GND.mT, beta=0, alpha=samples.scale)
+        # not baddbmm_, whose multiplications torch's counter does not see
+        torch.baddbmm(map_GQN, q_GQD, k_GND.mT, beta=0, alpha=samples.scale, out=map_GQN)
         sum_GQ1 = _add_softmax(map_GQN, samples, mean_SQN)
         if out_SQHD is not None and v_GND is not None:
             if samples.weight_SN is not None:
