@@ -73,7 +73,7 @@ class TimmViT(Backbone):
             raise ValueError(unknown(f"the sizes of {name}", strange[0], SIZES))
         try:
             model = timm.create_model(name, pretrained=weights == "pretrained", **sizes)
-        except (TypeError, AssertionError) as error:
+        except (TypeError, AssertionError, ZeroDivisionError) as error:
             raise ValueError(f"{name} does not take {sizes}: {error}") from error
         except Exception as error:  # the hub client raises many kinds, of its own and of the libraries below it
             if weights != "pretrained":

@@ -1,7 +1,8 @@
 """What the benchmarks' options must hold, said in one line where they do not."""
 
-from argparse import ArgumentTypeError
-from collections.abc import Callable
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,8 +19,23 @@ def clone_with(file: str) -> Callable[[str], Path]:
     return path
 
 
+@contextmanager
+def refused(parser: ArgumentParser) -> Iterator[None]:
+    """What the library says of options that do not go together, as the parser would say it."""
+    try:
+        yield
+    except (ValueError, ArgumentTypeError) as error:
+        parser.error(str(error))
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"must be a whole number of at least 1; got {text}")
+    return int(text)
+
+
 def rounds(text: str) -> int:
-    if not text.isdigit() or int(text) < 20:
+    if not text.isdecimal() or int(text) < 20:
         raise ArgumentTypeError(f"an interval needs at least 20 rounds; got {text}")
     return int(text)
 

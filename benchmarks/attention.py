@@ -62,8 +62,8 @@ def _with_chunks(size: int, q, k, v, options) -> Callable[[], object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {"tokens": 2352, "heads": 12, "channels": 64, "batch": 1, "threads": 1}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--chunks", type=int, nargs="*", default=[])
+        parser.add_argument(f"--{name}", type=arguments.positive, default=default)
+    parser.add_argument("--chunks", type=arguments.positive, nargs="*", default=[])
     parser.add_argument("--rounds", type=arguments.rounds, default=30)
     parser.add_argument("--device", type=arguments.device, default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])

@@ -8,6 +8,7 @@ import argparse
 import resource
 import time
 
+import arguments
 import numpy as np
 
 from tokred.analysis.curves import Curve
@@ -18,9 +19,9 @@ PER_CURVE = 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--configs", type=int, default=200)
-    parser.add_argument("--samples", type=int, default=50_000)
-    parser.add_argument("--draws", type=int, default=2_000)
+    parser.add_argument("--configs", type=arguments.positive, default=200)
+    parser.add_argument("--samples", type=arguments.positive, default=50_000)
+    parser.add_argument("--draws", type=arguments.positive, default=2_000)
     args = parser.parse_args()
     draw, shares = np.random.default_rng(0), np.linspace(0.4, 0.9, PER_CURVE)
     ease_N, index_N = draw.random(args.samples), np.arange(args.samples)

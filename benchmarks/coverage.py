@@ -206,10 +206,12 @@ def _rates(found: list[dict[str, bool]]) -> dict[str, float]:
 
 
 def main() -> None:
+    from arguments import positive  # lies beside this file, which the tests load without its folder
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=1000)
-    parser.add_argument("--reports", type=int, default=300, help="simulated ones, of 225 comparisons each")
-    parser.add_argument("--samples", type=int, nargs="+", default=[500, 2000])
+    parser.add_argument("--simulations", type=positive, default=1000)
+    parser.add_argument("--reports", type=positive, default=300, help="simulated ones, of 225 comparisons each")
+    parser.add_argument("--samples", type=positive, nargs="+", default=[500, 2000])
     parser.add_argument("--no-bootstrap", action="store_true")
     args = parser.parse_args()
     for num in args.samples:

@@ -16,8 +16,8 @@ The files are made here, in a temporary folder: H.264, 320 x 240, 50 frames. All
 predictions, which is checked.
 """
 
+import argparse
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+import arguments
 import av
 import numpy as np
 import torch
@@ -43,15 +44,20 @@ LATER = ["keep_rate=[0.8,0.7,0.6]", "layers=[2,4]"]  # cells share two layers an
 SILENT = Console(quiet=True)
 
 
-def main(words: list[str]) -> None:
-    if {"-h", "--help"} & set(words):
-        print(__doc__)
-        return
-    numbers = [int(word) for word in words if word.isdigit()]
-    more = [word for word in words if not word.isdigit()]
-    if len(numbers) > 2:
-        sys.exit(f"at most two numbers, of samples and of rounds; got {numbers}")
-    num_samples, rounds = [*numbers, *[64, 5][len(numbers) :]]
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="numbers of samples and of rounds, and NAME=VALUE for the sweeps")
+    words = parser.parse_args().words
+    more = [word for word in words if "=" in word]
+    with arguments.refused(parser):
+        numbers = [arguments.positive(word) for word in words if "=" not in word]
+        if len(numbers) > 2:
+            raise ValueError(f"at most two numbers, of samples and of rounds; got {numbers}")
+        num_samples, rounds = [*numbers, *[64, 5][len(numbers) :]]
+        compare_all(num_samples, rounds, more)
+
+
+def compare_all(num_samples: int, rounds: int, more: list[str]) -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {rounds} rounds, median [lowest, highest]")
     with tempfile.TemporaryDirectory() as folder:
         write_videos(Path(folder), num_samples)
@@ -141,4 +147,4 @@ def write_videos(folder: Path, number: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -8,8 +8,9 @@ and values anew for every pair. Both orders run on this code, in turn in the sam
 checked. What is measured is the matching alone, after videos and texts were encoded. MACs are arithmetic.
 """
 
-import sys
+import argparse
 
+import arguments
 import torch
 
 from tokred import ReducedModel, create_backbone
@@ -99,8 +100,15 @@ def _unreduced(backbone) -> ReducedModel:
     return ReducedModel(backbone, method, plan_schedule(backbone, method)).eval()
 
 
-def main(words: list[str]) -> None:
-    evaluation = drawn(words[0].removeprefix("umt_"), *map(int, words[1:4])) if words else embedded()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", nargs="?", choices=[f"umt_{size}" for size in VISION])
+    for name, default in {"videos": 2, "texts": 8, "shortlist": 4}.items():
+        parser.add_argument(name, nargs="?", type=arguments.positive, default=default)
+    args = parser.parse_args()
+    with arguments.refused(parser):
+        size = args.size and args.size.removeprefix("umt_")
+        evaluation = drawn(size, args.videos, args.texts, args.shortlist) if size else embedded()
     assert evaluation.scores is not None
     for ours, theirs in zip(once(evaluation), pair_by_pair(evaluation), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
@@ -122,4 +130,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

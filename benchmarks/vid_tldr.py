@@ -54,24 +54,27 @@ class Official(nn.Module):
         return self.model(clips_BTCHW.transpose(1, 2))[1].squeeze(1)
 
 
-def options() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="umt_base_patch16_224", choices=SIZES)
     parser.add_argument("--r", type=int, nargs="+", default=[600, 200, 100])
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=arguments.positive, default=1)
+    parser.add_argument("--threads", type=arguments.positive, default=1)
     parser.add_argument("--rounds", type=arguments.rounds, default=20)
     parser.add_argument("--device", type=arguments.device, default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--mode", default="eager", choices=["eager", "compiled", "cuda_graph"])
     parser.add_argument("--official", type=arguments.clone_with("multi_modality/models/backbones/vit/vit.py"))
     parser.add_argument("--unreduced", action="store_true")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.mode == "cuda_graph" and args.device != "cuda":
+        parser.error("--mode cuda_graph goes with --device cuda")
+    with arguments.refused(parser):
+        compare(args)
 
 
 @torch.inference_mode()
-def main() -> None:
-    args = options()
+def compare(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)

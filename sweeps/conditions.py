@@ -10,6 +10,7 @@ import torch
 
 import tokred
 from tokred.sweeps.config import SweepConfig
+from tokred.sweeps.machine import processor
 
 
 def device_of(config: SweepConfig) -> str:
@@ -37,7 +38,7 @@ def conditions_of(config: SweepConfig) -> dict[str, Any]:
         "lightning": lightning.__version__,
         "python": platform.python_version(),
         "system": platform.system(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu ({platform.machine()})",
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu ({processor()})",
         "devices": config.devices,
         "threads": torch.get_num_threads(),
         "precision": config.precision,

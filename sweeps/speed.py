@@ -1,11 +1,11 @@
 """The speed of a group's cells beside the unreduced model: a measurement for each mode and batch size, the same for all."""
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -19,6 +19,7 @@ from tokred.record import NULL, Store, Timed, Timing, key_of
 from tokred.sweeps.accuracy import Bench, finished_model
 from tokred.sweeps.conditions import conditions_of, device_of
 from tokred.sweeps.config import SweepConfig
+from tokred.sweeps.machine import between, moment
 from tokred.sweeps.plan import Cell, Group
 
 SEED = 0  # of the order in a round
@@ -62,7 +63,8 @@ def measure(
     measurement: Measurement, bench: Bench, progress: Progress, title: str, beat: Callable[[], None] = lambda: None
 ) -> Timing:
     """On one batch of the data. ``beat`` is called after every model and every round."""
-    config, device, started = bench.config, device_of(bench.config), _load()
+    config, device = bench.config, device_of(bench.config)
+    start = moment(device)
     names = [NULL, *(cell.key for cell in measurement.cells)]
     advance = _announced(measurement, len(names), config.timing.rounds, progress, title)
 
@@ -80,7 +82,7 @@ def measure(
             shares = {name: _reduction_share(models[name], inputs, measurement.mode) for name in times}
     except Exception as error:  # in the middle of the rounds, say; the records are there
         said = f"speed was not measured: {first_line(error)}"
-        times, left_out = {}, _dropped(names, "a model") if ran_out(error) else dict.fromkeys(names, said)
+        times, left_out = {}, _dropped(names, "the measurement") if ran_out(error) else dict.fromkeys(names, said)
     found = {name: _result(of_model, times[NULL], ready[name], shares[name]) for name, of_model in times.items()}
     return Timing(
         measurement.name,
@@ -91,8 +93,13 @@ def measure(
         found,
         timing.resolution(found[NULL].speedup) if found else None,
         left_out,
-        conditions_of(config) | {"load": [started, _load()]},
+        _conditions(config) | between(start, moment(device)),
     )
+
+
+def _conditions(config: SweepConfig) -> dict[str, Any]:
+    """The batch size among them is that of the accuracies."""
+    return {name: value for name, value in conditions_of(config).items() if name != "batch_size"}
 
 
 def _cells(group: Group, store: Store) -> list[Cell]:
@@ -224,8 +231,3 @@ def _result(times: timing.Times, null: timing.Times, ready: _Ready, share: float
         compile_s=None if ready.compile_s is None else round(ready.compile_s, 3),
         reduction_time_share=share,
     )
-
-
-def _load() -> float | None:
-    """Processes that wanted a core in the last minute; a noisy timing has its reason there. Windows does not count them."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None

@@ -550,6 +550,18 @@ def test_a_timing_takes_a_kilobyte_for_a_model_at_most(quick, weights, tmp_path)
 def test_a_timing_says_how_many_threads_it_had_and_how_busy_the_machine_was(quick, weights, tmp_path):
     (found,) = Run(tmp_path, weights, "methods=tome", "timing.rounds=20").store.all_timings()
     assert found.conditions["threads"] == torch.get_num_threads() and len(found.conditions["load"]) == 2
+    assert {"cores", "cpu_pressure", "cpu_stolen"} < found.conditions.keys()
+    assert "batch_size" not in found.conditions  # that of accuracies would be
+
+
+def test_on_another_processor_speed_is_measured_anew_and_accuracy_is_not(quick, weights, tmp_path, monkeypatch):
+    words = [weights, "methods=tome", "timing.rounds=20"]
+    before = Run(tmp_path, *words).records
+    monkeypatch.setattr("tokred.sweeps.conditions.processor", lambda: "another")
+    again = Run(tmp_path, *words)
+    assert again.records == before and len(quick) == 2
+    devices = {found.conditions["device"] for found in again.store.all_timings()}
+    assert devices == {before[0].conditions["device"], "cpu (another)"}
 
 
 def test_each_batch_size_is_measured_for_all_models(quick, weights, tmp_path):
@@ -603,7 +615,7 @@ def test_a_batch_size_that_was_dropped_is_tried_again(quick, weights, tmp_path, 
 
     monkeypatch.setattr(timing, "beside", out_of_memory)  # in the middle of the rounds
     (found,) = Run(tmp_path, *words).store.all_timings()
-    assert set(found.left_out.values()) == {"a model ran out of memory, so this batch size is dropped for all"}
+    assert set(found.left_out.values()) == {"the measurement ran out of memory, so this batch size is dropped for all"}
     monkeypatch.setattr(timing, "beside", measure)
     (found,) = Run(tmp_path, *words).store.all_timings()
     assert len(found.models) == 2 and found.left_out == {}

@@ -117,6 +117,11 @@ class VideoTransformer(Backbone):
         pool_norm: bool = True,
     ):
         super().__init__()
+        _check_at_least(
+            1, embed_dim=embed_dim, depth=depth, num_heads=num_heads, tubelet=tubelet, patch_size=patch_size
+        )
+        _check_at_least(1, img_size=img_size, num_frames=num_frames)
+        _check_at_least(0, num_classes=num_classes)
         _check_divides(img_size=img_size, patch_size=patch_size, num_frames=num_frames, tubelet=tubelet)
         if embed_dim % num_heads:
             raise ValueError(
@@ -252,6 +257,12 @@ def separable_sinusoid(grid: tuple[int, int, int], dim: int) -> Tensor:
     channels = [dim - 2 * (dim // 3), dim // 3, dim // 3]
     places = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
     return torch.cat([sinusoid(n, c)[p.flatten()] for n, c, p in zip(grid, channels, places, strict=True)], -1)
+
+
+def _check_at_least(least: int, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < least:
+            raise ValueError(f"{name} must be at least {least}; got {size}")
 
 
 def _check_divides(*, img_size: int, patch_size: int, num_frames: int, tubelet: int) -> None:
