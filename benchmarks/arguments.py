@@ -1,5 +1,6 @@
 """What the benchmarks' options must hold, said in one line where they do not."""
 
+import os
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,13 @@ def refused(parser: ArgumentParser) -> Iterator[None]:
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ArgumentTypeError(f"must be a whole number of at least 1; got {text}")
+    return int(text)
+
+
+def threads(text: str) -> int:
+    most = os.cpu_count() or 1
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise ArgumentTypeError(f"must be a whole number from 1 to the {most} cores there are; got {text}")
     return int(text)
 
 

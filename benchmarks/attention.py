@@ -61,8 +61,9 @@ def _with_chunks(size: int, q, k, v, options) -> Callable[[], object]:
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"tokens": 2352, "heads": 12, "channels": 64, "batch": 1, "threads": 1}.items():
+    for name, default in {"tokens": 2352, "heads": 12, "channels": 64, "batch": 1}.items():
         parser.add_argument(f"--{name}", type=arguments.positive, default=default)
+    parser.add_argument("--threads", type=arguments.threads, default=1)
     parser.add_argument("--chunks", type=arguments.positive, nargs="*", default=[])
     parser.add_argument("--rounds", type=arguments.rounds, default=30)
     parser.add_argument("--device", type=arguments.device, default="cpu")

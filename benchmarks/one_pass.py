@@ -53,11 +53,8 @@ def main() -> None:
         numbers = [arguments.positive(word) for word in words if "=" not in word]
         if len(numbers) > 2:
             raise ValueError(f"at most two numbers, of samples and of rounds; got {numbers}")
-        num_samples, rounds = [*numbers, *[64, 5][len(numbers) :]]
-        compare_all(num_samples, rounds, more)
-
-
-def compare_all(num_samples: int, rounds: int, more: list[str]) -> None:
+        read_config([*WORDS, *more])
+    num_samples, rounds = [*numbers, *[64, 5][len(numbers) :]]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {rounds} rounds, median [lowest, highest]")
     with tempfile.TemporaryDirectory() as folder:
         write_videos(Path(folder), num_samples)

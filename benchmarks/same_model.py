@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=arguments.positive, default=200)
     parser.add_argument("--rounds", type=arguments.rounds, default=20)
-    parser.add_argument("--threads", type=arguments.positive, default=1)
+    parser.add_argument("--threads", type=arguments.threads, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)

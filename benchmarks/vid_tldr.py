@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="umt_base_patch16_224", choices=SIZES)
     parser.add_argument("--r", type=int, nargs="+", default=[600, 200, 100])
     parser.add_argument("--batch", type=arguments.positive, default=1)
-    parser.add_argument("--threads", type=arguments.positive, default=1)
+    parser.add_argument("--threads", type=arguments.threads, default=1)
     parser.add_argument("--rounds", type=arguments.rounds, default=20)
     parser.add_argument("--device", type=arguments.device, default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
@@ -69,25 +69,24 @@ def main() -> None:
     args = parser.parse_args()
     if args.mode == "cuda_graph" and args.device != "cuda":
         parser.error("--mode cuda_graph goes with --device cuda")
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    video = tokred.create_backbone(args.backbone, num_frames=FRAMES).eval().to(args.device, getattr(torch, args.dtype))
     with arguments.refused(parser):
-        compare(args)
+        ours, limit = (tokred.reduce(video, method, r=args.r).eval() for method in ("vid_tldr", "oracle_slice"))
+    compare(video, ours, limit, args)
 
 
 @torch.inference_mode()
-def compare(args: argparse.Namespace) -> None:
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+def compare(video: nn.Module, ours: tokred.ReducedModel, limit: tokred.ReducedModel, args: argparse.Namespace) -> None:
     dtype = getattr(torch, args.dtype)
-    video = tokred.create_backbone(args.backbone, num_frames=FRAMES).eval().to(args.device, dtype)
-    ours = tokred.reduce(video, "vid_tldr", r=args.r).eval()
-    limit = tokred.reduce(video, "oracle_slice", r=args.r).eval()
     models: dict[str, nn.Module] = {"ours": ours, "limit": limit, "null": limit}
     if args.official:
         official = Official(args.official, args.backbone, args.r, video.state_dict())
         models["official"] = official.eval().to(args.device, dtype)
     if args.unreduced:
         models["unreduced"] = video
-    shape = args.batch, *video.sample_shape
+    shape = args.batch, *ours.backbone.sample_shape
     drawn = [torch.randn(shape, device=args.device, dtype=dtype) for _ in range(4)]
     print(f"{args.backbone}, {args.batch} x {FRAMES} frames, r = {args.r}: tokens {ours.schedule.tokens}")
     print(f"{args.dtype} on {args.device}, {args.mode}, {args.threads} threads, torch {torch.__version__}; ", end="")

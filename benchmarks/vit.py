@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="vit_base_patch16_224")
     parser.add_argument("--methods", nargs="+", default=list(AMOUNTS), choices=list(AMOUNTS))
     parser.add_argument("--batch", type=arguments.positive, default=8)
-    parser.add_argument("--threads", type=arguments.positive, default=1)
+    parser.add_argument("--threads", type=arguments.threads, default=1)
     parser.add_argument("--rounds", type=arguments.rounds, default=20)
     parser.add_argument("--official", type=arguments.clone_with("tome/patch/timm.py"))
     args = parser.parse_args()
@@ -59,13 +59,14 @@ def main() -> None:
     vit = timm.create_model(args.backbone, pretrained=False).eval()
     print(f"{args.backbone}, batch {args.batch}, {args.threads} threads, torch {torch.__version__}")
     print(f"n = {args.rounds} rounds, 95 % intervals")
-    for name in args.methods:
-        compare(name, vit, args)
+    with arguments.refused(parser):
+        reduced = {name: tokred.reduce(vit, name, **AMOUNTS[name]).eval() for name in args.methods}
+    for name, ours in reduced.items():
+        compare(name, vit, ours, args)
 
 
-def compare(name: str, vit: nn.Module, args: argparse.Namespace) -> None:
+def compare(name: str, vit: nn.Module, ours: tokred.ReducedModel, args: argparse.Namespace) -> None:
     """One method in rounds of its own."""
-    ours = tokred.reduce(vit, name, **AMOUNTS[name]).eval()
     limit = tokred.reduce(vit, "oracle_slice", tokens=list(ours.schedule.tokens)).eval()
     models: dict[str, nn.Module] = {"ours": ours, "limit": limit, "null": limit}
     models["unreduced"] = tokred.reduce(vit, "none").eval()  # the same model, run in the same pieces

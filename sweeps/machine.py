@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,12 @@ from typing import Any
 import torch
 
 PROC = Path("/proc")  # of Linux; elsewhere there is none, and what it would say is None
+NUMBERS = {
+    "cpu family": "family",
+    "model": "model",
+    "CPU implementer": "implementer",
+    "CPU part": "part",
+}  # x86's, then ARM's
 
 
 @dataclass(frozen=True)
@@ -34,25 +41,29 @@ class Moment:
 
 @cache
 def processor() -> str:
-    """The model, or the architecture where the system does not name it."""
-    names = (value.strip() for name, value in _fields(PROC / "cpuinfo", ":") if name.strip() == "model name")
-    return next(names, "") or platform.processor() or platform.machine()
+    """Its model. Virtual machines give many models one name, and ARM's have none: so the numbers follow that makers tell them by.
+    The architecture where the system says nothing of this."""
+    if platform.system() == "Windows":
+        return platform.processor() or platform.machine()
+    if platform.system() == "Darwin":
+        return _of_mac() or platform.machine()
+    said: dict[str, str] = {}
+    for name, value in _fields(PROC / "cpuinfo", ":"):
+        said.setdefault(name.strip(), value.strip())  # of the first core
+    numbers = " ".join(f"{short} {said[name]}" for name, short in NUMBERS.items() if said.get(name))
+    return ", ".join(filter(None, [said.get("model name") or platform.machine(), numbers]))
 
 
 def moment(device: str) -> Moment:
-    clock, temperature = _of_gpu() if device == "cuda" else (None, None)
-    waited = [part for name, rest in _fields(PROC / "pressure" / "cpu", " ") if name == "some" for part in rest.split()]
-    total = next((int(part.removeprefix("total=")) for part in waited if part.startswith("total=")), None)
-    ticks = next(
-        ([int(part) for part in rest.split()] for name, rest in _fields(PROC / "stat", " ") if name == "cpu"), []
-    )
-    per_s = os.sysconf("SC_CLK_TCK") if ticks else 1
+    ticks, (clock, temperature) = _ticks(), _of_gpu() if device == "cuda" else (None, None)
     return Moment(
         time.monotonic(),
         os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        None if total is None else total / 1e6,
-        ticks[7] / per_s if len(ticks) > 7 else None,
-        sum(ticks[:8]) / per_s if len(ticks) > 7 else None,  # time of guests, behind it, is in the user's already
+        _waited(),
+        ticks[7] / os.sysconf("SC_CLK_TCK") if ticks else None,
+        sum(ticks[:8]) / os.sysconf("SC_CLK_TCK")
+        if ticks
+        else None,  # time of guests, behind it, is in the user's already
         clock,
         temperature,
     )
@@ -77,7 +88,21 @@ def between(start: Moment, end: Moment) -> dict[str, Any]:
 def _share(part_0: float | None, part_1: float | None, all_0: float | None, all_1: float | None) -> float | None:
     if part_0 is None or part_1 is None or all_0 is None or all_1 is None or all_1 <= all_0:
         return None
-    return round(min(1.0, (part_1 - part_0) / (all_1 - all_0)), 4)
+    share = (part_1 - part_0) / (all_1 - all_0)  # a kernel corrects such counters, at times down
+    return round(min(1.0, max(0.0, share)), 4)
+
+
+def _waited() -> float | None:
+    """Linux counts microseconds: ``some avg10=0.00 avg60=0.00 avg300=0.00 total=12345``."""
+    parts = [part for name, rest in _fields(PROC / "pressure" / "cpu", " ") if name == "some" for part in rest.split()]
+    total = next((part.removeprefix("total=") for part in parts if part.startswith("total=")), "")
+    return int(total) / 1e6 if total.isdecimal() else None
+
+
+def _ticks() -> list[int]:
+    """Of all cores: user, nice, system, idle, iowait, irq, softirq, stolen, guests' twice; none where a kernel counts fewer."""
+    texts = next((rest.split() for name, rest in _fields(PROC / "stat", " ") if name == "cpu"), [])
+    return [int(text) for text in texts] if len(texts) > 7 and all(map(str.isdecimal, texts)) else []
 
 
 def _fields(path: Path, separator: str) -> Iterator[tuple[str, str]]:
@@ -89,6 +114,14 @@ def _fields(path: Path, separator: str) -> Iterator[tuple[str, str]]:
     for line in text.splitlines():
         name, _, rest = line.partition(separator)
         yield name, rest
+
+
+def _of_mac() -> str:
+    asked = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def _of_gpu() -> tuple[int | None, int | None]:

@@ -78,6 +78,7 @@ def measure(
         inputs = one_batch(bench.samples, bench.backbone.sample_shape, measurement.batch_size).to(device)
         with torch.inference_mode(), autocast(device, config.precision), _compiler(measurement.mode):
             ready, left_out = _made_ready(models, inputs, measurement, device, beat)
+            start = moment(device)  # of the rounds
             times = _timed(ready, config.timing.rounds, device, on_round) if ready else {}
             shares = {name: _reduction_share(models[name], inputs, measurement.mode) for name in times}
     except Exception as error:  # in the middle of the rounds, say; the records are there

@@ -13,7 +13,10 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
     ("words", "said"),
     [
         *((f"{name} --batch 0", "whole number of at least 1; got 0") for name in ("vid_tldr", "vit", "attention")),
-        *((f"{name} --threads -1", "whole number of at least 1; got -1") for name in ("vid_tldr", "vit", "same_model")),
+        *((f"{name} --threads 0", "number from 1 to the ") for name in ("vid_tldr", "vit", "attention", "same_model")),
+        ("vit --threads 1000000", "cores there are; got 1000000"),
+        ("vit --backbone swin_tiny_patch4_window7_224", "plain VisionTransformers of timm can"),
+        ("vit --backbone vit_tiny_patch16_224 --methods tome --threads two", "cores there are; got two"),
         ("attention --chunks 0", "whole number of at least 1; got 0"),
         ("same_model --windows 0", "whole number of at least 1; got 0"),
         ("vit --rounds 19", "an interval needs at least 20 rounds; got 19"),

@@ -92,8 +92,9 @@ def test_its_predictions_and_traces_have_the_form_of_new_ones(example, fresh, me
 
 
 def test_its_timing_has_the_form_of_a_new_one(example, fresh):
+    """But for what only a GPU says."""
     (own,), (new,) = example.all_timings(), fresh.all_timings()
-    assert form(own.conditions).keys() == form(new.conditions).keys()
+    assert own.conditions.keys() == new.conditions.keys() - {"clock_mhz", "temperature_c"}
 
 
 def test_it_can_be_analysed(example):

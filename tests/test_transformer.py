@@ -135,11 +135,16 @@ def test_the_separable_sinusoid_gives_each_axis_its_channels(dim):
     ("sizes", "message"),
     [
         *(
-            ({name: 0}, f"{name} must be at least 1; got 0")
+            ({name: 0}, f"{name} must be a whole number of at least 1; got 0")
             for name in ("num_frames", "img_size", "depth", "embed_dim")
         ),
-        *(({name: -1}, f"{name} must be at least 1; got -1") for name in ("patch_size", "tubelet", "num_heads")),
-        ({"num_classes": -1}, "num_classes must be at least 0; got -1"),
+        *(
+            ({name: -1}, f"{name} must be a whole number of at least 1; got -1")
+            for name in ("patch_size", "tubelet", "num_heads")
+        ),
+        ({"num_classes": -1}, "num_classes must be a whole number of at least 0; got -1"),
+        ({"depth": True}, "depth must be a whole number of at least 1; got True"),
+        ({"embed_dim": 24.0}, "embed_dim must be a whole number of at least 1; got 24.0"),
         ({"img_size": 30}, "img_size must be a multiple of patch_size=8; got 30"),
         ({"num_frames": 5}, "num_frames must be a multiple of tubelet=2; got 5"),
         ({"embed_dim": 25}, "embed_dim must be a multiple of num_heads; got embed_dim=25, num_heads=3"),

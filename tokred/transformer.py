@@ -7,6 +7,7 @@ Dimension key: B batch, T frames, N tokens, C channels, H heads, D channels of a
 """
 
 import inspect
+from numbers import Integral
 from typing import Any, Self
 
 import torch
@@ -261,8 +262,8 @@ def separable_sinusoid(grid: tuple[int, int, int], dim: int) -> Tensor:
 
 def _check_at_least(least: int, **sizes: int) -> None:
     for name, size in sizes.items():
-        if size < least:
-            raise ValueError(f"{name} must be at least {least}; got {size}")
+        if not isinstance(size, Integral) or isinstance(size, bool) or size < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}; got {size!r}")
 
 
 def _check_divides(*, img_size: int, patch_size: int, num_frames: int, tubelet: int) -> None:
