@@ -13,12 +13,8 @@ from typing import Any
 import torch
 
 PROC = Path("/proc")  # of Linux; elsewhere there is none, and what it would say is None
-NUMBERS = {
-    "cpu family": "family",
-    "model": "model",
-    "CPU implementer": "implementer",
-    "CPU part": "part",
-}  # x86's, then ARM's
+# By which makers tell their processors apart: x86's, then ARM's.
+NUMBERS = {"cpu family": "family", "model": "model", "CPU implementer": "implementer", "CPU part": "part"}
 
 
 @dataclass(frozen=True)
@@ -55,15 +51,14 @@ def processor() -> str:
 
 
 def moment(device: str) -> Moment:
-    ticks, (clock, temperature) = _ticks(), _of_gpu() if device == "cuda" else (None, None)
+    clock, temperature = _of_gpu() if device == "cuda" else (None, None)
+    stolen, passed = _stolen_and_passed()
     return Moment(
         time.monotonic(),
         os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         _waited(),
-        ticks[7] / os.sysconf("SC_CLK_TCK") if ticks else None,
-        sum(ticks[:8]) / os.sysconf("SC_CLK_TCK")
-        if ticks
-        else None,  # time of guests, behind it, is in the user's already
+        stolen,
+        passed,
         clock,
         temperature,
     )
@@ -99,10 +94,13 @@ def _waited() -> float | None:
     return int(total) / 1e6 if total.isdecimal() else None
 
 
-def _ticks() -> list[int]:
-    """Of all cores: user, nice, system, idle, iowait, irq, softirq, stolen, guests' twice; none where a kernel counts fewer."""
-    texts = next((rest.split() for name, rest in _fields(PROC / "stat", " ") if name == "cpu"), [])
-    return [int(text) for text in texts] if len(texts) > 7 and all(map(str.isdecimal, texts)) else []
+def _stolen_and_passed() -> tuple[float | None, float | None]:
+    """Linux counts ticks of all cores: user, nice, system, idle, iowait, irq, softirq, stolen; guests' are in user's too."""
+    texts = next((rest.split() for name, rest in _fields(PROC / "stat", " ") if name == "cpu"), [])[:8]
+    if len(texts) < 8 or not all(map(str.isdecimal, texts)):
+        return None, None
+    seconds = [int(text) / os.sysconf("SC_CLK_TCK") for text in texts]
+    return seconds[7], sum(seconds)
 
 
 def _fields(path: Path, separator: str) -> Iterator[tuple[str, str]]:

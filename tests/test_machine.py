@@ -30,7 +30,7 @@ CPU architecture: 8
 CPU part\t: 0xd0c
 """
 PRESSURE = "some avg10=1.53 avg60=0.87 avg300=0.73 total={}\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n"
-STAT = "cpu  {user} 0 100 {idle} 50 0 25 {stolen} 900 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n"  # user's 900 of guests count once
+STAT = "cpu  {user} 0 100 {idle} 50 0 25 {stolen} {user} 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n"  # all of user's is guests'
 
 
 @pytest.fixture

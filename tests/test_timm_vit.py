@@ -268,9 +268,10 @@ def test_what_has_timm_read_a_file_or_an_address_is_no_size(option):
         tokred.create_backbone("timm/vit_small_patch16_224", **{option: "x.pth"})
 
 
-def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="vit_small_patch16_224 does not take .*'embed_dim': 25"):
-        tokred.create_backbone("timm/vit_small_patch16_224", **(TINY | {"embed_dim": 25}))
+@pytest.mark.parametrize(("size", "value"), [("embed_dim", 25), ("num_heads", 0)])
+def test_sizes_that_do_not_fit_are_refused(size, value):
+    with pytest.raises(ValueError, match=f"vit_small_patch16_224 does not take .*'{size}': {value}"):
+        tokred.create_backbone("timm/vit_small_patch16_224", **(TINY | {size: value}))
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])

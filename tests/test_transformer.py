@@ -147,7 +147,7 @@ def test_the_separable_sinusoid_gives_each_axis_its_channels(dim):
         ({"embed_dim": 24.0}, "embed_dim must be a whole number of at least 1; got 24.0"),
         ({"img_size": 30}, "img_size must be a multiple of patch_size=8; got 30"),
         ({"num_frames": 5}, "num_frames must be a multiple of tubelet=2; got 5"),
-        ({"embed_dim": 25}, "embed_dim must be a multiple of num_heads; got embed_dim=25, num_heads=3"),
+        ({"embed_dim": 25}, "embed_dim must be a multiple of num_heads=3; got 25"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, message):

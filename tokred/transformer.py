@@ -21,6 +21,11 @@ from tokred.registry import unknown
 from tokred.tokens import Tokens
 
 NORM_EPS = 1e-6
+DIVIDED = {
+    "img_size": "patch_size",
+    "num_frames": "tubelet",
+    "embed_dim": "num_heads",
+}  # each into whole parts of so many
 
 
 class SelfAttention(nn.Module):
@@ -118,16 +123,10 @@ class VideoTransformer(Backbone):
         pool_norm: bool = True,
     ):
         super().__init__()
-        _check_at_least(
-            1, embed_dim=embed_dim, depth=depth, num_heads=num_heads, tubelet=tubelet, patch_size=patch_size
+        _check_sizes(
+            **{"img_size": img_size, "patch_size": patch_size, "num_frames": num_frames, "tubelet": tubelet},
+            **{"embed_dim": embed_dim, "num_heads": num_heads, "depth": depth, "num_classes": num_classes},
         )
-        _check_at_least(1, img_size=img_size, num_frames=num_frames)
-        _check_at_least(0, num_classes=num_classes)
-        _check_divides(img_size=img_size, patch_size=patch_size, num_frames=num_frames, tubelet=tubelet)
-        if embed_dim % num_heads:
-            raise ValueError(
-                f"embed_dim must be a multiple of num_heads; got embed_dim={embed_dim}, num_heads={num_heads}"
-            )
         self.depth, self.num_heads = depth, num_heads
         self.sample_shape = (num_frames, 3, img_size, img_size)
         self.grid = (num_frames // tubelet, img_size // patch_size, img_size // patch_size)
@@ -260,17 +259,14 @@ def separable_sinusoid(grid: tuple[int, int, int], dim: int) -> Tensor:
     return torch.cat([sinusoid(n, c)[p.flatten()] for n, c, p in zip(grid, channels, places, strict=True)], -1)
 
 
-def _check_at_least(least: int, **sizes: int) -> None:
+def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
+        least = 0 if name == "num_classes" else 1
         if not isinstance(size, Integral) or isinstance(size, bool) or size < least:
             raise ValueError(f"{name} must be a whole number of at least {least}; got {size!r}")
-
-
-def _check_divides(*, img_size: int, patch_size: int, num_frames: int, tubelet: int) -> None:
-    if img_size % patch_size:
-        raise ValueError(f"img_size must be a multiple of patch_size={patch_size}; got {img_size}")
-    if num_frames % tubelet:
-        raise ValueError(f"num_frames must be a multiple of tubelet={tubelet}; got {num_frames}")
+    for name, part in DIVIDED.items():
+        if sizes[name] % sizes[part]:
+            raise ValueError(f"{name} must be a multiple of {part}={sizes[part]}; got {sizes[name]}")
 
 
 def _initialise(module: nn.Module) -> None:
