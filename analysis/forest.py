@@ -140,7 +140,7 @@ def _figure(found: Sequence[Slice], given: Mapping[tuple[str, str], Look]) -> Fi
     width = COLUMN_INCHES * len(budgets) + LETTER_INCHES * max(len(printable(one.label)) for one in found) + 0.3
     heights = [LINE_INCHES * num + AROUND_INCHES for num in lines]
     note = _note(found)
-    figure = new_figure(width, sum(heights) + legend_inches([], width, note=note) + 0.2)
+    figure = new_figure(width, sum(heights) + legend_inches([], width, note=note) + 0.4)
     panels = figure.subplots(
         len(groups), len(budgets), squeeze=False, sharex="row", gridspec_kw={"height_ratios": heights}
     )
@@ -150,7 +150,7 @@ def _figure(found: Sequence[Slice], given: Mapping[tuple[str, str], Look]) -> Fi
             ax.tick_params(labelleft=place == 0, labelbottom=True)
         title = panel_title(own[0].group, groups).replace("\n", ", ")
         row[0].set_title(f"{title}: minus {printable(own[0].baseline)}\n{row[0].get_title('left')}", size=9, loc="left")
-    panels[-1, len(budgets) // 2].set_xlabel(f"{found[0].metric}: difference, points (higher is better)")
+    panels[-1, len(budgets) // 2].set_xlabel(f"{found[0].metric}: difference, points\n(higher is better)")
     legend_below(figure, [], note=note)
     return figure
 

@@ -96,7 +96,7 @@ def _figure(found: Sequence[Speed]) -> Figure:
 def _measured(panel: Sequence[Speed]) -> str:
     first = panel[0]
     rounds = f", {first.num_rounds} rounds" if first.num_rounds else ""
-    device = f"{printable(first.device, width=30)}, " if first.device else ""
+    device = f"{printable(first.device, width=40)}\n" if first.device else ""
     noise = "" if first.resolution is None else f"\nunder {100 * first.resolution:.1f} % from 1: below resolution"
     return f"{device}{printable(first.mode)}, batch {first.batch_size}{rounds}{noise}"
 

@@ -237,7 +237,7 @@ def _figure(parts: Sequence[Part]) -> Figure:
         draw_variance([part for part in parts if part.budget == budget], ax)
     ax.set_xlabel(
         f"share of the variance of the difference in {printable(parts[0].metric)}\nto the unreduced model, %\n"
-        f"(how many levels in parentheses; 95 % over draws of the n = {parts[0].num_samples:,} samples)",
+        f"(how many levels in parentheses;\n95 % over draws of the n = {parts[0].num_samples:,} samples)",
         size="small",
     )
     return figure

@@ -2,12 +2,15 @@
 
 import csv
 import re
+from dataclasses import replace
 
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from tests.records import full_run, new_run
+from tokred.analysis import figure as figure_module
 from tokred.analysis.figure import _rendered, file_stems, legend_below, new_figure
 from tokred.analysis.figures import draw_all
 from tokred.record import write_json
@@ -119,6 +122,33 @@ def test_png_and_svg_have_the_same_layout():
     place = ax.get_position().bounds
     figure.draw_without_rendering()
     assert ax.get_position().bounds == place != Figure().subplots().get_position().bounds
+
+
+def test_no_title_label_or_legend_is_cut_off(tmp_path, monkeypatch):
+    """With as many samples as digits make long, and a device as long as names of processors are."""
+    run, cut_off = new_run(tmp_path), []
+    for backbone in ("mini_cls", "mini_mean"):
+        run.add("none", backbone=backbone, num_samples=20_000)
+        methods = [
+            run.add(name, share=0.5, accuracy=0.8, backbone=backbone, num_samples=20_000)
+            for name in ("tome", "vid_tldr")
+        ]
+        timing = run.time(dict.fromkeys(methods, 1.5), backbone=backbone)
+        run.store.add_timing(replace(timing, conditions={"device": f"cpu ({'A Processor ' * 9})"}))
+
+    def looked(figure):
+        files = _rendered(figure)
+        words = [text for ax in figure.axes for text in (ax.title, ax.xaxis.label, ax.yaxis.label)]
+        words += [text for legend in figure.legends for text in legend.get_texts()]
+        for text in filter(Text.get_text, words):
+            place, (width, height) = text.get_window_extent(), figure.bbox.size
+            if place.x0 < 0 or place.y0 < 0 or place.x1 > width or place.y1 > height:
+                cut_off.append(text.get_text())
+        return files
+
+    monkeypatch.setattr(figure_module, "_rendered", looked)
+    assert {"variance", "speed"} < {one.name for one in draw_all(run.finish())}
+    assert cut_off == []
 
 
 @pytest.mark.parametrize(("length", "num_columns"), [(5, 5), (60, 1)])
